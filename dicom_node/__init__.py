@@ -1,0 +1,1 @@
+"""The DICOM side of the node: receiving, keeping, reading and writing instances. Never imports torch or celery."""

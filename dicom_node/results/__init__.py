@@ -1,0 +1,1 @@
+"""What goes out: coded concepts, the Structured Report, the presentation state, the rendered picture."""
