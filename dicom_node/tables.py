@@ -1,0 +1,191 @@
+"""The job database: mapped rows, readable with plain SQL (docs/operate.md describes each column).
+
+Only `queries` reads and writes them. Instants are stored in UTC; JSON columns hold small values that are read whole.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+UID = String(64)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware instant, kept in UTC on every engine (SQLite has no time zones)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive instants and convert the others to UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("an instant without a time zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the instant back as aware, in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """Types that all rows share."""
+
+    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[Any]: JSON()}
+
+
+class StudyRow(Base):
+    """A study that at least one instance was received for. `revision` is the one that is current."""
+
+    __tablename__ = "studies"
+
+    study_instance_uid: Mapped[str] = mapped_column(UID, primary_key=True)
+    revision: Mapped[int]
+    patient_id: Mapped[str] = mapped_column(String(64), index=True)
+    accession_number: Mapped[str] = mapped_column(String(64), index=True)
+    created_at: Mapped[datetime]
+
+
+class InstanceRow(Base):
+    """An instance as received: where its bytes are, and the facts that decisions need (`facts`, see instance.Instance)."""
+
+    __tablename__ = "instances"
+
+    sop_instance_uid: Mapped[str] = mapped_column(UID, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    transfer_syntax_uid: Mapped[str] = mapped_column(UID)
+    modality: Mapped[str] = mapped_column(String(16))
+    revision: Mapped[int]
+    storage_key: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int]
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+    facts: Mapped[dict[str, Any]]
+
+
+class ConflictRow(Base):
+    """Bytes that came under a SOP Instance UID that was already held with other bytes; kept aside for the administrator."""
+
+    __tablename__ = "conflicts"
+    __table_args__ = (UniqueConstraint("sop_instance_uid", "sha256"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(ForeignKey("instances.sop_instance_uid"), index=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str] = mapped_column(String(255))
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+
+
+class JobRow(Base):
+    """One revision of one study on its way: state, outcome, lease, schedule, reason of a failure."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("study_instance_uid", "revision"), Index("jobs_due", "state", "due_at"))
+
+    job_id: Mapped[int] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
+    revision: Mapped[int]
+    state: Mapped[str] = mapped_column(String(16))
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    failure: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Tries of the present step; 0 again after each step that succeeds."""
+    first_instance_at: Mapped[datetime]
+    last_instance_at: Mapped[datetime]
+    """The quiet period runs from here."""
+    due_at: Mapped[datetime]
+    """The scheduler looks at (RECEIVING) or rings for (other states) the job from this instant on."""
+    lease_token: Mapped[str | None] = mapped_column(String(36))
+    lease_until: Mapped[datetime | None]
+    model: Mapped[dict[str, Any] | None]
+    """{"name", "version", "sha256"} of the model that grounded the job."""
+    selection: Mapped[dict[str, Any] | None]
+    """{"report": SOP Instance UID, "images": [SOP Instance UID], "why": {SOP Instance UID: reason}}"""
+    timings: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class FindingRow(Base):
+    """A phrase of a job's report with its boxes in pixels of the image `sop_instance_uid` (xyxy, score)."""
+
+    __tablename__ = "findings"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    number: Mapped[int]
+    sop_instance_uid: Mapped[str] = mapped_column(UID)
+    phrase: Mapped[str]
+    source_start: Mapped[int | None]
+    source_end: Mapped[int | None]
+    boxes: Mapped[list[Any]]
+    """[{"xyxy": [x1, y1, x2, y2], "score": s}, ...]"""
+    localized: Mapped[bool]
+    negated: Mapped[bool]
+    finding: Mapped[dict[str, Any] | None]
+    site: Mapped[dict[str, Any] | None]
+    uncertainty: Mapped[float | None]
+
+
+class ResultRow(Base):
+    """A result instance as written to storage. `part` says what it is of the job's results: "sr", or "gsps:<image UID>".
+
+    The SR may stand here twice, once per SOP class, since an archive may refuse the preferred one; each destination
+    is given exactly one of them.
+    """
+
+    __tablename__ = "results"
+
+    sop_instance_uid: Mapped[str] = mapped_column(UID, primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    part: Mapped[str] = mapped_column(String(80))
+    sop_class_uid: Mapped[str] = mapped_column(UID)
+    series_instance_uid: Mapped[str] = mapped_column(UID)
+    storage_key: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class DeliveryRow(Base):
+    """One part of a job's results on its way to one destination. `sop_instance_uid` is the result that was taken."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (UniqueConstraint("job_id", "destination", "part"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    destination: Mapped[str] = mapped_column(String(64))
+    part: Mapped[str] = mapped_column(String(80))
+    sop_instance_uid: Mapped[str | None] = mapped_column(UID)
+    state: Mapped[str] = mapped_column(String(16))
+    """PENDING, DELIVERED or FAILED."""
+    status: Mapped[int | None]
+    """DIMSE status of the last C-STORE response."""
+    confirmed_by: Mapped[str | None] = mapped_column(String(16))
+    """"query" (the archive finds the instance) or "store" (its C-STORE response alone)."""
+    updated_at: Mapped[datetime]
+
+
+class EventRow(Base):
+    """The timeline, append-only: what happened to a study, and when."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    at: Mapped[datetime]
+    event: Mapped[str] = mapped_column(String(40))
+    detail: Mapped[str] = mapped_column(default="")
