@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -67,7 +67,34 @@ def parse_storage_url(value: object) -> object:
     return value
 
 
-AeTitle = Annotated[str, Field(pattern=r"^[ -\[\]-~]{0,15}[!-\[\]-~]$", description="1 to 16 characters, no backslash (PS3.5 6.2)")]
+def check_ae_title(value: str) -> str:
+    """Refuse what PS3.5 6.2 does not allow as an AE title."""
+    if not (1 <= len(value) <= 16 and value.isascii() and value.isprintable() and "\\" not in value and value.strip()):
+        raise ValueError("an AE title has 1 to 16 printable ASCII characters and no backslash")
+    return value
+
+
+def check_name(value: str) -> str:
+    """Refuse what would not read well in a table or a log line."""
+    if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value) is None:
+        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores")
+    return value
+
+
+def check_device(value: str) -> str:
+    """Refuse devices that torch does not have."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is None:
+        raise ValueError("the device is auto, cpu, cuda or cuda:<number>")
+    return value
+
+
+def refuse_tls(value: object) -> None:
+    """Say that TLS is not there yet, rather than listen in clear where it was asked for."""
+    if value is not None:
+        raise ValueError("TLS is not available in this version; keep null and put the node behind a TLS proxy")
+
+
+AeTitle = Annotated[str, AfterValidator(check_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
 
@@ -104,7 +131,7 @@ class ReceiverSettings(Section):
     max_pdu: int = Field(131072, ge=4096, le=131072)
     peers: tuple[PeerSettings, ...] = ()
     any: bool = False
-    tls: None = None
+    tls: Annotated[None, BeforeValidator(refuse_tls)] = None
     min_free_bytes: Bytes = 1024**3
 
 
@@ -148,7 +175,7 @@ class ModelSettings(Section):
     """Which checkpoint grounds, and where it runs."""
 
     path: str = Field("default", min_length=1)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(check_device)] = "auto"
     batch_size: int = Field(8, ge=1, le=1024)
     max_wait_ms: float = Field(20, ge=0, le=10_000)
 
@@ -156,7 +183,7 @@ class ModelSettings(Section):
 class DestinationSettings(Section):
     """An archive that results are sent to."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    name: Annotated[str, AfterValidator(check_name)]
     protocol: Literal["dimse"] = "dimse"
     ae_title: AeTitle
     host: str = Field(min_length=1)
