@@ -109,8 +109,8 @@ class NodeSettings(Section):
     """Where the node keeps its files, and how it names itself in the results."""
 
     data_dir: Path = Path("var")
-    institution: str = Field("", max_length=64)
-    station: str = Field("", max_length=16)
+    institution: str = Field(default="", max_length=64)
+    station: str = Field(default="", max_length=16)
 
 
 class PeerSettings(Section):
@@ -126,9 +126,9 @@ class ReceiverSettings(Section):
     ae_title: AeTitle = "KNOWMVG"
     host: str = "127.0.0.1"
     port: Port = 11112
-    processes: int = Field(1, ge=1, le=64)
-    max_associations: int = Field(32, ge=1, le=1000)
-    max_pdu: int = Field(131072, ge=4096, le=131072)
+    processes: int = Field(default=1, ge=1, le=64)
+    max_associations: int = Field(default=32, ge=1, le=1000)
+    max_pdu: int = Field(default=131072, ge=4096, le=131072)
     peers: tuple[PeerSettings, ...] = ()
     any: bool = False
     tls: Annotated[None, BeforeValidator(refuse_tls)] = None
@@ -138,8 +138,8 @@ class ReceiverSettings(Section):
 class AssemblySettings(Section):
     """When a study counts as complete."""
 
-    quiet_period_s: float = Field(5, ge=0, le=86400)
-    max_age_s: float = Field(3600, gt=0, le=30 * 86400)
+    quiet_period_s: float = Field(default=5, ge=0, le=86400)
+    max_age_s: float = Field(default=3600, gt=0, le=30 * 86400)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -174,10 +174,10 @@ class StorageSettings(Section):
 class ModelSettings(Section):
     """Which checkpoint grounds, and where it runs."""
 
-    path: str = Field("default", min_length=1)
+    path: str = Field(default="default", min_length=1)
     device: Annotated[str, AfterValidator(check_device)] = "auto"
-    batch_size: int = Field(8, ge=1, le=1024)
-    max_wait_ms: float = Field(20, ge=0, le=10_000)
+    batch_size: int = Field(default=8, ge=1, le=1024)
+    max_wait_ms: float = Field(default=20, ge=0, le=10_000)
 
 
 class DestinationSettings(Section):
@@ -197,7 +197,7 @@ class ResultsSettings(Section):
 
     sr: bool = True
     gsps: bool = True
-    min_confidence: float = Field(0.0, ge=0, le=1)
+    min_confidence: float = Field(default=0.0, ge=0, le=1)
     when_nothing_localized: Literal["none", "text", "tid1500"] = "text"
 
 
@@ -297,6 +297,10 @@ def _describe(error: ValidationError, path: Path | None) -> str:
 
 def _explain(kind: str, message: str, where: tuple[int | str, ...]) -> str:
     message = message.removeprefix("Value error, ")
+    if kind == "model_type":
+        return f"must be a section with the keys {', '.join(_allowed_keys(where))}"
+    if kind == "tuple_type":
+        return "must be a list"
     if kind != "extra_forbidden":
         return message
     allowed = _allowed_keys(where[:-1])

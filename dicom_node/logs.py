@@ -23,12 +23,11 @@ def log_event(logger: logging.Logger, event: str, *, level: int = logging.INFO, 
 class LineFormatter(logging.Formatter):
     """2026-01-31T12:00:00.123Z INFO receiver instance filed sop_instance_uid=1.2.3"""
 
-    converter = time.gmtime
-
     def __init__(self, process: str) -> None:
         """`process` is the role that the line comes from, as `receiver`."""
         super().__init__()
         self.process = process
+        self.converter = time.gmtime
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, with the traceback below it if there is one."""
