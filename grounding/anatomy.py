@@ -76,6 +76,7 @@ class Anatomy:
     bone: float
     bubble: float
     breast: float
+    air: float
     density_slope: float
 
 
@@ -103,24 +104,31 @@ def sample_anatomy(rng: np.random.Generator, *, cardiomegaly: bool) -> Anatomy:
         cardiothoracic_ratio=rng.uniform(0.56, 0.72) if cardiomegaly else rng.uniform(0.37, 0.49),
         heart_shift=rng.uniform(0.12, 0.20),
         heart_top=rng.uniform(0.34, 0.46) if cardiomegaly else rng.uniform(0.42, 0.52),
-        wall=rng.uniform(0.10, 0.30),
+        wall=rng.uniform(0.08, 0.34),
         knob=rng.uniform(0.05, 0.09),
         trachea=rng.normal(0, 0.02),
-        rib_spacing=rng.uniform(0.088, 0.115),
+        rib_spacing=rng.uniform(0.10, 0.135),
         rib_phase=rng.uniform(0, 1),
-        rib_strength=rng.uniform(0.03, 0.10),
-        vessel_strength=rng.uniform(0.06, 0.15),
-        bone=rng.uniform(0.05, 0.13),
-        bubble=rng.choice([0.0, 1.0], p=[0.35, 0.65]) * rng.uniform(0.08, 0.25),
-        breast=rng.choice([0.0, 1.0]) * rng.uniform(0.03, 0.10),
+        rib_strength=rng.uniform(0.03, 0.085),
+        vessel_strength=rng.uniform(0.08, 0.20),
+        bone=rng.uniform(0.04, 0.12),
+        bubble=float(rng.random() < 0.65) * rng.uniform(0.08, 0.22),
+        breast=float(rng.random() < 0.5) * rng.uniform(0.03, 0.09),
+        air=rng.uniform(0.26, 0.40),
         density_slope=rng.uniform(0.0, 0.16),
     )
 
 
 def ramp(x: Field, width: float) -> Field:
     """Smooth step of `x` from 0 to 1 over `width`, centred on 0."""
-    t = np.clip(x * np.float32(1.0 / width) + np.float32(0.5), 0, 1)
-    return np.asarray(t * t * (3 - 2 * t), dtype=np.float32)
+    t = np.asarray(x * np.float32(1.0 / width), dtype=np.float32)
+    t += np.float32(0.5)
+    np.clip(t, 0, 1, out=t)
+    square = t * t
+    t *= -2
+    t += 3
+    t *= square
+    return t
 
 
 def bump(x: Field, width: float) -> Field:
@@ -216,7 +224,7 @@ class Chest:
         y = (self.v - middle) / np.float32(semi)
         tilt = x - 0.35 * y  # the apex of the heart points down and to the patient's left
         r = np.sqrt(np.square(tilt * np.float32(1.03)) + np.square(y) * np.float32(0.9))
-        return ramp(1 - r, 0.14)
+        return ramp(1 - r, 0.16)
 
     def heart_box(self) -> Box | None:
         """Box of the cardiac silhouette above the diaphragm."""
@@ -227,13 +235,12 @@ def paint_density(chest: Chest, rng: np.random.Generator) -> tuple[Field, Field]
     """Optical density of the soft tissue and bones without lungs, and the pattern of vessels (both float32[H, W])."""
     patient, u, v = chest.anatomy, chest.u, chest.v
     width = np.abs(u)
-    torso = 1 + patient.wall + 0.55 * np.clip(0.16 - v, 0, 1.2)
-    top = -0.10 + 0.13 * np.clip(width - 0.45, 0, 2) - 0.5 * np.clip(0.42 - width, 0, 0.6)
-    body = ramp(torso - width, 0.06) * ramp(v - top, 0.05)
-    thickness = 0.56 + 0.10 * chest.abdomen - 0.10 * np.clip(width - 0.9, 0, 1) + patient.density_slope * (v - 0.5)
-    density = body * thickness
-    density += 0.17 * ramp(patient.mediastinum + 0.05 - width, 0.16) * body
-    density += 0.20 * chest.heart
+    torso = 1 + patient.wall + 1.3 * np.clip(0.26 - v, 0, 1.2) + 0.15 * np.clip(v - 0.75, 0, 1)
+    shoulder = np.where(width < 0.34, -9, -0.2 + 0.16 * np.square(width - 0.2) + 0.1 * np.clip(0.5 - width, -1, 1))
+    body = ramp(torso - width, 0.06) * ramp(v - shoulder, 0.05)
+    thickness = 0.48 - 0.10 * np.clip(width - 0.9, 0, 1) + patient.density_slope * (v - 0.5)
+    centre = 0.15 * ramp(patient.mediastinum + 0.04 - width, 0.14)
+    density = body * (thickness + np.maximum(np.maximum(centre, 0.20 * chest.heart), 0.21 * chest.abdomen))
     density += _aorta(chest)
     density += _spine(chest) + _ribs(chest) + _clavicles(chest)
     if patient.breast:
@@ -243,14 +250,14 @@ def paint_density(chest: Chest, rng: np.random.Generator) -> tuple[Field, Field]
     if patient.bubble:
         r = np.square((u - 0.5) / 0.2) + np.square((v - 1.0 + 0.4 * patient.dome[1] - 0.06) / 0.07)
         density -= patient.bubble * ramp(1 - r, 0.5) * chest.abdomen
-    density -= 0.10 * bump(u - patient.trachea, 0.075) * ramp(0.30 - v, 0.06) * ramp(v + 0.25, 0.1)
+    density -= 0.07 * bump(u - patient.trachea, 0.075) * ramp(0.30 - v, 0.06) * ramp(v + 0.25, 0.1)
     return density, _vessels(chest, rng)
 
 
 def _aorta(chest: Chest) -> Field:
     patient = chest.anatomy
     r = np.square((chest.u - patient.mediastinum - 0.05) / 0.10) + np.square((chest.v - 0.28) / patient.knob)
-    return 0.12 * ramp(1 - r, 0.5)
+    return 0.08 * ramp(1 - r, 0.5)
 
 
 def _spine(chest: Chest) -> Field:
@@ -260,16 +267,19 @@ def _spine(chest: Chest) -> Field:
 
 
 def _ribs(chest: Chest) -> Field:
-    patient, width = chest.anatomy, np.abs(chest.u)
+    """Posterior ribs arch down and out, anterior ribs down and in; behind dense tissue they are faint."""
+    patient, width, v = chest.anatomy, np.abs(chest.u), chest.v
     spacing = np.float32(2 * np.pi / patient.rib_spacing)
     phase = np.float32(2 * np.pi * patient.rib_phase)
-    arch = 0.10 * np.square(width - 0.42) * 4 - 0.02
-    back = np.cos((chest.v - arch - 0.30 * np.clip(width - 0.75, 0, 1)) * spacing + phase)
-    front = np.cos((chest.v + 0.42 * width) * (spacing * np.float32(0.86)) + phase)
-    cage = ramp(np.maximum(chest.outer[RIGHT], chest.outer[LEFT] * 1) * 0 + 1.12 - width, 0.1) * ramp(chest.v + 0.02, 0.05)
-    posterior = ramp(back - 0.25, 0.5) * ramp(width - 0.09, 0.05)
-    anterior = ramp(front - 0.45, 0.6) * ramp(width - 0.42, 0.2)
-    return np.asarray(patient.rib_strength * cage * (posterior + 0.6 * anterior), dtype=np.float32)
+    stretched = v - 0.10 * np.square(v)  # ribs lie further apart towards the base
+    arch = 0.42 * np.square(width - 0.38) - 0.02 + 0.25 * np.clip(width - 0.8, 0, 1)
+    back = np.cos((stretched - arch) * spacing + phase)
+    front = np.cos((stretched + 0.40 * width) * (spacing * np.float32(0.86)) + phase)
+    posterior = ramp(back - 0.42, 0.45) * ramp(width - 0.09, 0.05)
+    anterior = ramp(front - 0.5, 0.5) * ramp(width - 0.42, 0.3)
+    air = (chest.lung[RIGHT] + chest.lung[LEFT]) * (1 - chest.heart)
+    cage = ramp(1.1 - width, 0.1) * ramp(v + 0.02, 0.05) * (0.25 + 0.75 * air)
+    return np.asarray(patient.rib_strength * cage * (posterior + 0.55 * anterior), dtype=np.float32)
 
 
 def _clavicles(chest: Chest) -> Field:
@@ -281,33 +291,37 @@ def _clavicles(chest: Chest) -> Field:
 
 
 def _vessels(chest: Chest, rng: np.random.Generator) -> Field:
-    """Branching vessels from the hila, tapering towards the wall; the hila themselves."""
+    """Branching vessels from the hila, tapering towards the wall; the hila and the fine markings of the lung."""
+    field = stroke(chest.frame, _branches(chest, rng, 13))
+    for side in (RIGHT, LEFT):
+        r = np.square((chest.u * side - chest.anatomy.mediastinum - 0.06) / 0.13) + np.square((chest.v - 0.46) / 0.12)
+        field += 0.7 * ramp(1 - r, 1.2)
+    shape = chest.frame.shape
+    markings = 0.10 * smooth_noise(rng, shape, 28) + 0.12 * smooth_noise(rng, shape, 80)
+    return np.asarray(chest.anatomy.vessel_strength * (field + markings), dtype=np.float32)
+
+
+def _branches(chest: Chest, rng: np.random.Generator, count: int) -> list[tuple[NDArray[np.float64], float]]:
+    """`count` vessels a side, each a bent line in four tapering pieces with two forks."""
+    side = np.repeat([RIGHT, LEFT], count)
+    start = np.stack([side * (chest.anatomy.mediastinum + 0.08), np.full(2 * count, 0.46)], axis=1)
+    direction = rng.uniform(-1.4, 1.4, 2 * count)
+    bend = direction + rng.normal(0, 0.35, 2 * count)
+    reach = rng.uniform(0.3, 0.65, (2 * count, 1, 1))
+    steps = np.linspace(0, 1, 5)[None, :, None]
+    trunk = start[:, None] + reach * steps * (
+        (1 - steps) * _heading(side, direction)[:, None] + steps * _heading(side, bend)[:, None]
+    )
+    fork = bend[:, None] + rng.choice([-1, 1], (2 * count, 2)) * rng.uniform(0.4, 0.9, (2 * count, 2))
+    roots = trunk[:, 1:3]
+    tips = roots + rng.uniform(0.15, 0.3, (2 * count, 2, 1)) * _heading(side[:, None], fork)
+    points = chest.frame.to_pixels(np.concatenate([trunk, roots, tips], axis=1).reshape(-1, 2)).reshape(-1, 9, 2)
     lines: list[tuple[NDArray[np.float64], float]] = []
-    for side in (RIGHT, LEFT):
-        hilum = np.array([side * (chest.anatomy.mediastinum + 0.08), 0.46])
-        for direction in rng.uniform(-1.35, 1.35, 11):
-            lines += _branch(chest.frame, rng, hilum, side, float(direction))
-    field = stroke(chest.frame, lines)
-    for side in (RIGHT, LEFT):
-        r = np.square((chest.u * side - chest.anatomy.mediastinum - 0.06) / 0.12) + np.square((chest.v - 0.46) / 0.11)
-        field = field + 0.8 * ramp(1 - r, 1.2)
-    return np.asarray(chest.anatomy.vessel_strength * field, dtype=np.float32)
-
-
-def _branch(
-    frame: Frame, rng: np.random.Generator, start: NDArray[np.float64], side: int, direction: float
-) -> list[tuple[NDArray[np.float64], float]]:
-    lines = []
-    length = rng.uniform(0.3, 0.6)
-    steps = np.linspace(0, 1, 5)[:, None]
-    bend = direction + rng.normal(0, 0.3)
-    heading = np.array([side * np.cos(direction), 0.7 * np.sin(direction)])
-    turned = np.array([side * np.cos(bend), 0.7 * np.sin(bend)])
-    points = start + length * steps * ((1 - steps) * heading + steps * turned)
-    for index in range(4):
-        lines.append((frame.to_pixels(points[index : index + 2]), 2.4 - 0.5 * index))
-    for index in (1, 2):
-        fork = bend + rng.choice([-1, 1]) * rng.uniform(0.4, 0.9)
-        tip = points[index] + rng.uniform(0.15, 0.3) * np.array([side * np.cos(fork), 0.7 * np.sin(fork)])
-        lines.append((frame.to_pixels(np.stack([points[index], tip])), 1.0))
+    for path in points:
+        lines += [(path[index : index + 2], 2.6 - 0.5 * index) for index in range(4)]
+        lines += [(path[[5, 7]], 1.0), (path[[6, 8]], 0.9)]
     return lines
+
+
+def _heading(side: NDArray[np.int_], direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack([side * np.cos(direction), 0.7 * np.sin(direction)], axis=-1)

@@ -140,12 +140,18 @@ def _airspace(density: tuple[float, float], radius: tuple[float, float], soft: f
         r, v, size = _blob(canvas, rng, side, radius, 0.13)
         field = ramp(1 - r, soft) * canvas.lung(side)
         box = bounding_box(field > 0.4)
-        texture = 1 + patchy * smooth_noise(rng, canvas.chest.frame.shape, 34)
+        texture = 1 + patchy * _mottle(canvas, rng)
         strength = float(rng.uniform(*density))
         canvas.added += strength * field * np.clip(texture, 0.2, 1.8)
         return box, _level_in_box(canvas, box, v), size
 
     return painter
+
+
+def _mottle(canvas: Canvas, rng: np.random.Generator) -> Field:
+    """Uneven density at three scales, so that no grid shows."""
+    shape = canvas.chest.frame.shape
+    return 0.6 * smooth_noise(rng, shape, 17) + 0.5 * smooth_noise(rng, shape, 41) + 0.3 * smooth_noise(rng, shape, 90)
 
 
 def _level_in_box(canvas: Canvas, box: Box | None, v: float) -> str | None:
@@ -162,7 +168,7 @@ def _edema(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | N
     r = np.sqrt(np.square((chest.u * side - a) / ru) + np.square((chest.v - v) / rv))
     r = r + 0.10 * smooth_noise(rng, chest.frame.shape, 10)
     field = ramp(1 - r, 0.7) * canvas.lung(side)
-    texture = 1 + 0.25 * smooth_noise(rng, chest.frame.shape, 40)
+    texture = 1 + 0.25 * _mottle(canvas, rng)
     canvas.added += float(rng.uniform(0.16, 0.28)) * field * texture
     return bounding_box(field > 0.4), None, float(ru)
 
@@ -204,7 +210,7 @@ def _effusion(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box 
     meniscus = 1 - depth * (0.42 + 0.58 * np.square(a)) - chest.anatomy.dome[side > 0] * 0.35 * size
     fluid = ramp(chest.v - meniscus, 0.05) * chest.lung[side]
     box = bounding_box(fluid * (1 - chest.heart) > 0.5)
-    canvas.opaque[:] = np.maximum(canvas.opaque, fluid)
+    canvas.opaque[:] = np.maximum(canvas.opaque, fluid * (1 - 0.8 * chest.heart))
     return box, "lower", size
 
 
