@@ -137,11 +137,17 @@ def bump(x: Field, width: float) -> Field:
     return np.asarray(t * t, dtype=np.float32)
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -> Field:
-    """Low-frequency noise float32[H, W], mean 0, standard deviation near 1, about `cells` waves across the film."""
-    coarse = rng.standard_normal((cells, cells), dtype=np.float32)
-    rows, columns = shape
-    return np.asarray(PilImage.fromarray(coarse).resize((columns, rows), PilImage.Resampling.BICUBIC), dtype=np.float32)
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], *octaves: tuple[int, float]) -> Field:
+    """Low-frequency noise float32[H, W] of mean 0: `octaves` are (waves across the film, weight), coarsest first."""
+    field = np.zeros((1, 1), np.float32)
+    for cells, weight in octaves:
+        field = _resized(field, (cells, cells)) + np.float32(weight) * rng.standard_normal((cells, cells), np.float32)
+    return _resized(field, shape)
+
+
+def _resized(field: Field, shape: tuple[int, int]) -> Field:
+    image = PilImage.fromarray(field).resize(shape[::-1], PilImage.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.float32)
 
 
 def stroke(frame: Frame, lines: list[tuple[NDArray[np.float64], float]]) -> Field:
@@ -236,7 +242,7 @@ def paint_density(chest: Chest, rng: np.random.Generator) -> tuple[Field, Field]
     patient, u, v = chest.anatomy, chest.u, chest.v
     width = np.abs(u)
     torso = 1 + patient.wall + 1.3 * np.clip(0.26 - v, 0, 1.2) + 0.15 * np.clip(v - 0.75, 0, 1)
-    shoulder = np.where(width < 0.34, -9, -0.2 + 0.16 * np.square(width - 0.2) + 0.1 * np.clip(0.5 - width, -1, 1))
+    shoulder = 0.14 * width - 0.17 - 14 * np.square(np.clip(0.46 - width, 0, 1))
     body = ramp(torso - width, 0.06) * ramp(v - shoulder, 0.05)
     thickness = 0.48 - 0.10 * np.clip(width - 0.9, 0, 1) + patient.density_slope * (v - 0.5)
     centre = 0.15 * ramp(patient.mediastinum + 0.04 - width, 0.14)
@@ -297,7 +303,7 @@ def _vessels(chest: Chest, rng: np.random.Generator) -> Field:
         r = np.square((chest.u * side - chest.anatomy.mediastinum - 0.06) / 0.13) + np.square((chest.v - 0.46) / 0.12)
         field += 0.7 * ramp(1 - r, 1.2)
     shape = chest.frame.shape
-    markings = 0.10 * smooth_noise(rng, shape, 28) + 0.12 * smooth_noise(rng, shape, 80)
+    markings = smooth_noise(rng, shape, (28, 0.10), (80, 0.12))
     return np.asarray(chest.anatomy.vessel_strength * (field + markings), dtype=np.float32)
 
 

@@ -131,7 +131,7 @@ def _blob(
     v = float(rng.uniform(0.14, 0.86))
     r = np.sqrt(np.square((chest.u * side - a) / np.float32(ru)) + np.square((chest.v - v) / np.float32(rv)))
     if raggedness:
-        r = r + raggedness * smooth_noise(rng, chest.frame.shape, 14)
+        r = r + smooth_noise(rng, chest.frame.shape, (14, raggedness))
     return r, v, size
 
 
@@ -150,8 +150,7 @@ def _airspace(density: tuple[float, float], radius: tuple[float, float], soft: f
 
 def _mottle(canvas: Canvas, rng: np.random.Generator) -> Field:
     """Uneven density at three scales, so that no grid shows."""
-    shape = canvas.chest.frame.shape
-    return 0.6 * smooth_noise(rng, shape, 17) + 0.5 * smooth_noise(rng, shape, 41) + 0.3 * smooth_noise(rng, shape, 90)
+    return smooth_noise(rng, canvas.chest.frame.shape, (17, 0.6), (41, 0.5), (90, 0.3))
 
 
 def _level_in_box(canvas: Canvas, box: Box | None, v: float) -> str | None:
@@ -166,7 +165,7 @@ def _edema(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | N
     ru, rv = rng.uniform(0.32, 0.6), rng.uniform(0.22, 0.40)
     a, v = chest.anatomy.mediastinum + rng.uniform(0.02, 0.2), rng.uniform(0.42, 0.66)
     r = np.sqrt(np.square((chest.u * side - a) / ru) + np.square((chest.v - v) / rv))
-    r = r + 0.10 * smooth_noise(rng, chest.frame.shape, 10)
+    r = r + smooth_noise(rng, chest.frame.shape, (10, 0.10))
     field = ramp(1 - r, 0.7) * canvas.lung(side)
     texture = 1 + 0.25 * _mottle(canvas, rng)
     canvas.added += float(rng.uniform(0.16, 0.28)) * field * texture
@@ -182,7 +181,7 @@ def _round(density: tuple[float, float], radius: tuple[float, float], raggedness
         ratio = chest.frame.half_width / chest.frame.height
         r = np.sqrt(np.square(chest.u * side - a) + np.square((chest.v - v) / np.float32(ratio))) / np.float32(reach)
         if raggedness:
-            r = r + raggedness * smooth_noise(rng, chest.frame.shape, 22)
+            r = r + smooth_noise(rng, chest.frame.shape, (22, raggedness))
         field = ramp(1 - r, 0.35) * ramp(canvas.lung(side) - 0.3, 0.4)
         canvas.added += float(rng.uniform(*density)) * field
         return bounding_box(field > 0.4), level_of(v), float((reach - radius[0]) / (radius[1] - radius[0]))

@@ -125,14 +125,14 @@ def _expose(canvas: Canvas, density: Field, vessels: Field) -> Field:
     air = (chest.lung[RIGHT] + chest.lung[LEFT]) * (1 - 0.92 * chest.heart)
     aerated = air * (1 - canvas.opaque)
     inside = vessels * aerated * (1 - canvas.bare)
-    return density - chest.anatomy.air * aerated + inside + canvas.added + 0.12 * canvas.opaque + canvas.lines
+    return density - chest.anatomy.air * aerated + inside + canvas.added + 0.19 * canvas.opaque + canvas.lines
 
 
 def _film(density: Field, frame: Frame, rng: np.random.Generator) -> Image:
     """Film response, scatter, noise, markers and collimation: float32[H, W] in [0, 1]."""
     rows, columns = frame.shape
-    density = density + float(rng.uniform(0.004, 0.03)) * smooth_noise(rng, frame.shape, 6)
-    density = density + float(rng.uniform(0.004, 0.02)) * smooth_noise(rng, frame.shape, 60)
+    uneven, mottled = float(rng.uniform(0.004, 0.03)), float(rng.uniform(0.004, 0.02))
+    density = density + smooth_noise(rng, frame.shape, (6, uneven), (60, mottled))
     black, white = float(rng.uniform(-0.10, 0.07)), float(rng.uniform(0.76, 0.98))
     grey = np.clip((density - black) / (white - black), 0, 1.25)
     grey = np.power(grey, np.float32(rng.uniform(0.7, 1.3)))
