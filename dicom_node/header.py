@@ -1,0 +1,159 @@
+"""What may be taken over from the header of a received instance, made safe to write again.
+
+Received headers miss attributes, hold impossible dates and speak old character sets; results must not inherit that.
+Nothing is invented: a value that cannot be read is left empty.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from datetime import timedelta, timezone, tzinfo
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.valuerep import DA, TM
+
+MANUFACTURER = "KnowMVG"
+MODEL_NAME = "KnowMVG Node"
+PRIVATE_SCHEME = "99KNOWMVG"
+OWN_TITLE = ("groundrep", PRIVATE_SCHEME, "Phrase Localization Report")
+
+DECODE_ERRORS: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    InvalidDicomError,
+)
+"""What pydicom and its decoders raise on damaged elements, as seen on the fuzzed samples and read in their source."""
+
+_TEXT_KEYWORDS = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientSex",
+    "PatientComments",
+    "PatientAge",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyInstanceUID",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "StudyDescription",
+)
+_TYPE_2_KEYWORDS = ("PatientName", "PatientID", "PatientSex", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+_SEXES = ("M", "F", "O")
+
+
+def copy_identity(ds: Dataset) -> Dataset:
+    """Return patient and study attributes of `ds` in ISO_IR 192, every Type 2 attribute present, bad dates blank."""
+    identity = Dataset()
+    identity.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in _TEXT_KEYWORDS:
+        value = read_text(ds, keyword)
+        if value or keyword in _TYPE_2_KEYWORDS:
+            setattr(identity, keyword, value)
+    if identity.PatientSex not in _SEXES:
+        identity.PatientSex = ""
+    for keyword in ("PatientBirthDate", "StudyDate"):
+        setattr(identity, keyword, _checked(ds, keyword, _date_text))
+    identity.StudyTime = _checked(ds, "StudyTime", _time_text)
+    issuers = _copy_issuers(ds)
+    if issuers:
+        identity.IssuerOfAccessionNumberSequence = issuers
+    return identity
+
+
+def read_value(ds: Dataset, keyword: str) -> Any:
+    """Return the value of `keyword`, or None where it is absent or cannot be decoded."""
+    try:
+        return ds.get(keyword)
+    except DECODE_ERRORS:
+        return None
+
+
+def read_text(ds: Dataset, keyword: str) -> str:
+    """Return the (first) value of `keyword` as text without padding, empty where there is none."""
+    value = first_value(read_value(ds, keyword))
+    if value is None or isinstance(value, bytes):
+        return ""
+    try:
+        return str(value).strip(" \0")
+    except DECODE_ERRORS:
+        return ""
+
+
+def read_number(ds: Dataset, keyword: str) -> float | None:
+    """Return the (first) value of `keyword` as a number, or None."""
+    try:
+        return float(first_value(read_value(ds, keyword)))
+    except DECODE_ERRORS:
+        return None
+
+
+def read_items(ds: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of the sequence `keyword`, empty where it is absent or no sequence."""
+    value = read_value(ds, keyword)
+    try:
+        return [item for item in value if isinstance(item, Dataset)] if value else []
+    except DECODE_ERRORS:
+        return []
+
+
+def first_value(value: Any) -> Any:
+    """Return the first of several values, or the only one; None for none."""
+    if isinstance(value, (list, tuple, MultiValue)):
+        return value[0] if len(value) else None
+    return value
+
+
+def read_timezone(ds: Dataset) -> tzinfo | None:
+    """Return Timezone Offset From UTC (PS3.3 C.12.1.1.8) of `ds`, or None where it says none."""
+    text = read_text(ds, "TimezoneOffsetFromUTC")
+    if len(text) != 5 or text[0] not in "+-" or not text[1:].isdigit():
+        return None
+    minutes = int(text[1:3]) * 60 + int(text[3:])
+    return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes)) if minutes < 24 * 60 else None
+
+
+def _checked(ds: Dataset, keyword: str, convert: Callable[[str], str]) -> str:
+    try:
+        return convert(read_text(ds, keyword))
+    except DECODE_ERRORS:
+        return ""
+
+
+def _date_text(text: str) -> str:
+    date = DA(text) if text else None
+    return date.strftime("%Y%m%d") if date else ""
+
+
+def _time_text(text: str) -> str:
+    time = TM(text) if text else None
+    if time is None:
+        return ""
+    return time.strftime("%H%M%S.%f" if time.microsecond else "%H%M%S")
+
+
+def _copy_issuers(ds: Dataset) -> list[Dataset]:
+    copies = []
+    for issuer in read_items(ds, "IssuerOfAccessionNumberSequence"):
+        copy = Dataset()
+        for keyword in ("LocalNamespaceEntityID", "UniversalEntityID", "UniversalEntityIDType"):
+            if value := read_text(issuer, keyword):
+                setattr(copy, keyword, value)
+        if len(copy):
+            copies.append(copy)
+    return copies

@@ -1,0 +1,221 @@
+"""Stored pixels to the picture a reader would see: float32[H, W] in [0, 1], air dark.
+
+Decoding, modality and VOI transformation and polarity; no rotation, no cropping, no resizing, so that a box found in
+the picture is a box in the stored pixel matrix. Of several frames the first is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import UID
+
+from dicom_node.errors import NotApplicableError
+from dicom_node.header import DECODE_ERRORS, read_items, read_number, read_text, read_value
+from grounding.types import Image
+
+Values = NDArray[np.float64]
+"""float64[H, W], stored or modality values of one frame."""
+
+MAX_PIXELS = 200_000_000
+"""Larger frames than any radiograph are refused before memory is asked for."""
+
+PLUGINS = {
+    "1.2.840.10008.1.2": ("",),
+    "1.2.840.10008.1.2.1": ("",),
+    "1.2.840.10008.1.2.1.99": ("",),
+    "1.2.840.10008.1.2.2": ("",),
+    "1.2.840.10008.1.2.4.50": ("gdcm", "pillow"),
+    "1.2.840.10008.1.2.4.51": ("gdcm", "pillow"),
+    "1.2.840.10008.1.2.4.57": ("gdcm",),
+    "1.2.840.10008.1.2.4.70": ("gdcm",),
+    "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
+    "1.2.840.10008.1.2.4.81": ("pyjpegls", "gdcm"),
+    "1.2.840.10008.1.2.4.90": ("pylibjpeg", "gdcm", "pillow"),
+    "1.2.840.10008.1.2.4.91": ("pylibjpeg", "gdcm", "pillow"),
+    "1.2.840.10008.1.2.4.201": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.202": ("pylibjpeg",),
+    "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
+    "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),
+}
+"""Transfer syntax to the pydicom plug-ins that decode it, in the order tried; "" is pydicom's own native reading."""
+
+PERCENTILES = (0.5, 99.5)
+"""Grey range of an image without a usable window."""
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue (ITU-R BT.601, the matrix of YBR_FULL in PS3.3 C.7.6.3.1.2)."""
+
+MIN_CONTRAST = 0.05
+"""A window that leaves less than this between the 1st and the 99th percentile shows nothing; it is not used."""
+
+
+class UnreadablePixelsError(NotApplicableError):
+    """The instance holds no picture that can be decoded here; the text says which part is at fault."""
+
+
+def render(ds: Dataset) -> Image:
+    """Return the first frame of `ds` as float32[Rows, Columns] in [0, 1] in MONOCHROME2 polarity.
+
+    A constant image is 0.5 everywhere. Raises UnreadablePixelsError for any dataset that cannot be decoded.
+    """
+    try:
+        return _render(ds)
+    except DECODE_ERRORS as error:
+        raise UnreadablePixelsError(
+            f"the pixels of instance {read_text(ds, 'SOPInstanceUID')} are damaged ({type(error).__name__}); "
+            "ask the sender for the image again"
+        ) from error
+
+
+def _render(ds: Dataset) -> Image:
+    stored = _decode(ds)
+    photometric = read_text(ds, "PhotometricInterpretation")
+    if stored.ndim == 3:
+        return _as_image(_stretch(stored[..., :3] @ LUMINANCE, *_bit_range(ds)))
+    padding = _find_padding(ds, stored)
+    values = _apply_modality(ds, stored)
+    picture = _apply_window(ds, values, padding)
+    if photometric == "MONOCHROME1":
+        picture = 1.0 - picture
+    if padding is not None:
+        picture = np.where(padding, 0.0, picture)
+    return _as_image(picture)
+
+
+def _as_image(picture: Values) -> Image:
+    return np.ascontiguousarray(np.clip(picture, 0.0, 1.0), dtype=np.float32)
+
+
+def _decode(ds: Dataset) -> NDArray[Any]:
+    """Return the first frame, [H, W] or [H, W, 3], as stored values."""
+    uid = read_text(ds, "SOPInstanceUID")
+    if not any(keyword in ds for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise UnreadablePixelsError(f"instance {uid} has no pixels; it is no image that can be grounded")
+    rows, columns = read_number(ds, "Rows"), read_number(ds, "Columns")
+    if not rows or not columns or rows * columns > MAX_PIXELS:
+        raise UnreadablePixelsError(
+            f"instance {uid} says it has {rows} rows and {columns} columns; no radiograph has that size"
+        )
+    syntax = read_text(getattr(ds, "file_meta", Dataset()), "TransferSyntaxUID")
+    if syntax not in PLUGINS:
+        name = UID(syntax).name if syntax else "none"
+        raise UnreadablePixelsError(
+            f"instance {uid} is in transfer syntax {name}, which is not supported; have it sent uncompressed"
+        )
+    frame = _first_frame(ds, syntax)
+    if read_text(ds, "PhotometricInterpretation") == "PALETTE COLOR":
+        frame = apply_color_lut(frame, ds)
+    if frame.shape[:2] != (int(rows), int(columns)) or (frame.ndim == 3 and frame.shape[2] < 3):
+        raise UnreadablePixelsError(f"instance {uid} decodes to {frame.shape}, not to {rows:.0f} x {columns:.0f}")
+    return frame
+
+
+def _first_frame(ds: Dataset, syntax: str) -> NDArray[Any]:
+    failure: Exception | None = None
+    for plugin in PLUGINS[syntax]:
+        try:
+            return np.asarray(pixel_array(ds, index=0, decoding_plugin=plugin))
+        except DECODE_ERRORS as error:
+            failure = failure or error
+    raise UnreadablePixelsError(
+        f"the pixels of instance {read_text(ds, 'SOPInstanceUID')} ({UID(syntax).name}) cannot be decoded "
+        f"({type(failure).__name__}); they are damaged or of a variant that is not supported: "
+        "have them sent uncompressed"
+    ) from failure
+
+
+def _bit_range(ds: Dataset) -> tuple[float, float]:
+    """Return the range of a colour sample; a palette's entries are as wide as its descriptor says."""
+    bits = read_number(ds, "BitsStored") or 8
+    descriptor = read_value(ds, "RedPaletteColorLookupTableDescriptor")
+    if read_text(ds, "PhotometricInterpretation") == "PALETTE COLOR" and descriptor and len(descriptor) == 3:
+        bits = float(descriptor[2])
+    return 0.0, 2.0**bits - 1.0
+
+
+def _find_padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return the pixels outside the exposed field (PS3.3 C.7.5.1.1.2), or None where that is nothing or everything."""
+    first = read_number(ds, "PixelPaddingValue")
+    if first is None:
+        return None
+    last = read_number(ds, "PixelPaddingRangeLimit")
+    low, high = sorted((first, first if last is None else last))
+    padding = (stored >= low) & (stored <= high)
+    return padding if 0.0 < padding.mean() < 0.95 else None
+
+
+def _apply_modality(ds: Dataset, stored: NDArray[Any]) -> Values:
+    """Return modality values: a Modality LUT Sequence wins over rescale; an unusable one leaves the stored values."""
+    slope = read_number(ds, "RescaleSlope")
+    try:
+        if read_items(ds, "ModalityLUTSequence") or slope:
+            values = np.asarray(apply_modality_lut(stored, ds), np.float64)
+            return values if np.isfinite(values).all() else _finite(stored)
+    except DECODE_ERRORS:
+        pass
+    return _finite(stored)
+
+
+def _finite(stored: NDArray[Any]) -> Values:
+    return np.nan_to_num(np.asarray(stored, np.float64), posinf=0.0, neginf=0.0)
+
+
+def _apply_window(ds: Dataset, values: Values, padding: NDArray[np.bool_] | None) -> Values:
+    """Return values in [0, 1]: the first window if it shows something, else the first VOI LUT, else percentiles."""
+    shown = values[~padding] if padding is not None else values
+    low, high = (float(limit) for limit in np.percentile(_sample(shown), PERCENTILES))
+    if low == high:
+        low, high = float(shown.min()), float(shown.max())
+    if low == high:
+        return np.full_like(values, 0.5)
+    for picture in (_window(ds, values), _voi_lut(ds, values)):
+        if picture is not None and _has_contrast(picture if padding is None else picture[~padding]):
+            return picture
+    return _stretch(values, low, high)
+
+
+def _has_contrast(picture: Values) -> bool:
+    low, high = np.percentile(_sample(picture), (1, 99))
+    return bool(high - low >= MIN_CONTRAST)
+
+
+def _sample(values: Values) -> Values:
+    """Return every n-th value: percentiles of a radiograph need no more than a quarter of a million."""
+    return values.ravel()[:: max(1, values.size // 250_000)]
+
+
+def _stretch(values: Values, low: float, high: float) -> Values:
+    return np.clip((values - low) / (high - low), 0.0, 1.0)
+
+
+def _window(ds: Dataset, values: Values) -> Values | None:
+    """Apply the first window (PS3.3 C.11.2.1.2.1, C.11.2.1.3), None where there is none that is usable."""
+    centre, width = read_number(ds, "WindowCenter"), read_number(ds, "WindowWidth")
+    if centre is None or width is None or not np.isfinite((centre, width)).all() or width <= 0:
+        return None
+    function = read_text(ds, "VOILUTFunction") or "LINEAR"
+    if function == "SIGMOID":
+        return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -60.0, 60.0))))
+    if function == "LINEAR":
+        if width <= 1:
+            return None
+        centre, width = centre - 0.5, width - 1.0
+    return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
+
+
+def _voi_lut(ds: Dataset, values: Values) -> Values | None:
+    """Apply the first VOI LUT (PS3.3 C.11.2.1.1), None where there is none that is usable."""
+    luts = read_items(ds, "VOILUTSequence")
+    if not luts or not np.equal(np.mod(values, 1), 0).all():
+        return None
+    try:
+        bits = int(luts[0].LUTDescriptor[2])
+        looked_up = np.asarray(apply_voi(values.astype(np.int64), ds, index=0), np.float64)
+    except DECODE_ERRORS:
+        return None
+    return looked_up / (2.0**bits - 1.0) if 8 <= bits <= 16 else None

@@ -1,0 +1,171 @@
+"""What the result documents are made of, and which boxes are written: one decision for SR, GSPS and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from typing import Literal
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from dicom_node.header import read_number
+from dicom_node.report import Report
+from dicom_node.results import codes
+from grounding.types import Box, Finding, Grounding, ScoredBox
+
+SrClass = Literal["comprehensive_3d", "comprehensive"]
+WhenNothingLocalized = Literal["none", "text", "tid1500"]
+Tracking = Literal["cornerstone", "plain"]
+
+SR_SOP_CLASSES: dict[SrClass, str] = {
+    "comprehensive_3d": "1.2.840.10008.5.1.4.1.1.88.34",
+    "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
+}
+GSPS_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.11.1"
+
+MIN_SIDE = 1.0
+"""Pixels; a smaller box cannot be seen and is written as not localized."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """The node that writes the results. `software_version` is the node's; the model's is in the grounding."""
+
+    institution: str = ""
+    station: str = ""
+    software_version: str = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An instance that a result refers to."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultOptions:
+    """How results are written; the settings of the section `results`.
+
+    `min_confidence`: boxes scored lower are written as not localized. `when_nothing_localized`: no SR, an SR that
+    viewers show as text, or a strict TID 1500 one. `tracking`: identifiers that OHIF before 3.12 takes for a rectangle,
+    or plain ones. `gsps`: whether presentation states accompany the SR, which then refers to them.
+    """
+
+    min_confidence: float = 0.0
+    when_nothing_localized: WhenNothingLocalized = "text"
+    tracking: Tracking = "cornerstone"
+    gsps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ResultInput:
+    """All that the results of one revision of a study depend on.
+
+    `images` are header datasets in the order of `Finding.image`; `report_header` is None for a report that is no DICOM
+    instance. `created_at` (aware) belongs to the job, not to the moment of writing: a repeat must give the same bytes.
+    `local_timezone` is used where the first image names no Timezone Offset From UTC.
+    """
+
+    images: tuple[Dataset, ...]
+    report_header: Dataset | None
+    report: Report
+    grounding: Grounding
+    created_at: datetime
+    revision: int = 1
+    predecessor: Reference | None = None
+    equipment: Equipment = Equipment()
+    sr_class: SrClass = "comprehensive_3d"
+    options: ResultOptions = ResultOptions()
+    local_timezone: tzinfo = UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One box that is written. `number` counts from 1 over all images; `box` is inside its image, in float32."""
+
+    number: int
+    finding: Finding
+    box: Box
+    score: float
+
+    @property
+    def label(self) -> str:
+        """The short text beside the box: "2 Pleural effusion"; the phrase where the finding has no code."""
+        name = self.finding.finding.meaning if self.finding.finding is not None else self.finding.phrase
+        return f"{self.number} {name if len(name) <= 40 else name[:37].rstrip() + '...'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """One phrase without a box, and why."""
+
+    finding: Finding
+    status: Code
+
+
+def read_size(image: Dataset) -> tuple[int, int]:
+    """Return rows and columns of an image header, in pixels."""
+    return int(read_number(image, "Rows") or 0), int(read_number(image, "Columns") or 0)
+
+
+def select_marks(
+    findings: Sequence[Finding], sizes: Mapping[int, tuple[int, int]], min_confidence: float = 0.0
+) -> tuple[tuple[Mark, ...], tuple[Remark, ...]]:
+    """Return the boxes to write and the phrases to list without one, in the order of the findings.
+
+    `sizes` are (rows, columns) by index of the image. A phrase that has a box in one image is not listed as missing
+    in another.
+    """
+    kept = [(finding, _keep_boxes(finding, sizes, min_confidence)) for finding in findings]
+    placed = {_key(finding) for finding, boxes in kept if boxes}
+    marks: list[Mark] = []
+    remarks: dict[tuple[object, ...], Remark] = {}
+    for finding, boxes in kept:
+        marks += [Mark(len(marks) + n, finding, scored.box, scored.score) for n, scored in enumerate(boxes, 1)]
+        if not boxes and _key(finding) not in placed:
+            remarks.setdefault(_key(finding), Remark(finding, _status(finding, sizes)))
+    return tuple(marks), tuple(remarks.values())
+
+
+def select_result_marks(result: ResultInput) -> tuple[tuple[Mark, ...], tuple[Remark, ...]]:
+    """Return the boxes and the phrases without one that the results of `result` hold."""
+    sizes = {index: read_size(image) for index, image in enumerate(result.images)}
+    return select_marks(result.grounding.findings, sizes, result.options.min_confidence)
+
+
+def clip_box(box: Box, rows: int, columns: int) -> Box | None:
+    """Return `box` as it is written, float32 within the image, or None where less than a pixel of it is left."""
+    corners = np.asarray(box.xyxy, np.float32)
+    x1, x2 = (float(x) for x in np.clip(corners[[0, 2]], 0, columns))
+    y1, y2 = (float(y) for y in np.clip(corners[[1, 3]], 0, rows))
+    return Box(x1, y1, x2, y2) if x2 - x1 >= MIN_SIDE and y2 - y1 >= MIN_SIDE else None
+
+
+def _keep_boxes(
+    finding: Finding, sizes: Mapping[int, tuple[int, int]], min_confidence: float
+) -> tuple[ScoredBox, ...]:
+    if finding.negated or not finding.localized:
+        return ()
+    clipped = (
+        (clip_box(scored.box, *sizes[finding.image]), scored.score)
+        for scored in finding.boxes
+        if scored.score >= min_confidence
+    )
+    return tuple(ScoredBox(box, score) for box, score in clipped if box is not None)
+
+
+def _status(finding: Finding, sizes: Mapping[int, tuple[int, int]]) -> Code:
+    if finding.negated:
+        return codes.NEGATED
+    return codes.LOW_CONFIDENCE if _keep_boxes(finding, sizes, 0.0) else codes.NOT_LOCALIZED
+
+
+def _key(finding: Finding) -> tuple[object, ...]:
+    return finding.phrase, finding.source, finding.negated
