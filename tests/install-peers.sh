@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Installs the foreign peers that the tests talk to (Debian, Ubuntu), as root or by sudo without a password. Where that
+# is not possible it says what is missing and ends well: those tests skip then, and fail in CI.
+# No installed service is started or enabled: the tests start their own, on loopback.
+set -euo pipefail
+packages=(dcmtk dicom3tools iproute2 orthanc postgresql redis-server)
+services=(orthanc postgresql redis-server)
+policy=/usr/sbin/policy-rc.d
+
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }
+give_up() { echo "peers: $1; tests that need ${missing[*]} will skip (fail in CI)" >&2; exit 0; }
+
+missing=()
+command -v dpkg-query >/dev/null || { missing=("${packages[@]}"); give_up "not a Debian system"; }
+for package in "${packages[@]}"; do is_installed "$package" || missing+=("$package"); done
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -eq 0 ]; then sudo=(env); else sudo=(sudo -n env); fi
+"${sudo[@]}" true 2>/dev/null || give_up "neither root nor sudo without a password"
+
+echo "peers: installing ${missing[*]}"
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+    "${sudo[@]}" chmod 755 "$policy"
+    trap '"${sudo[@]}" rm -f "$policy"' EXIT
+fi
+log=$(mktemp)
+apt() { "${sudo[@]}" DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1; }
+apt update || { cat "$log" >&2; give_up "apt-get update failed"; }
+apt install --yes --no-install-recommends "${missing[@]}" || { cat "$log" >&2; give_up "apt-get install failed"; }
+rm -f "$log"
+for service in "${services[@]}"; do
+    if [[ " ${missing[*]} " == *" $service "* ]]; then "${sudo[@]}" update-rc.d "$service" disable 2>/dev/null || true; fi
+done
