@@ -1,0 +1,72 @@
+"""The commands of the administrator: effective configuration, migrations, and whether everything can work."""
+
+from __future__ import annotations
+
+import typer
+
+from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error
+from dicom_node.cli.terminal import print_json
+from dicom_node.config import load_settings, masked
+from dicom_node.errors import NodeError
+
+db_app = typer.Typer(help="The schema of the job database.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    app.command()(check)
+    app.command("config")(show_config)
+    app.add_typer(db_app, name="db")
+
+
+def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Try configuration, database, broker, storage, destinations and model: one line each; exit 1 if any fails."""
+    from dicom_node.cli.checks import run_checks
+
+    checks = []
+    for outcome in run_checks(config):
+        checks.append(outcome)
+        if not as_json:
+            typer.echo(outcome.line)
+    if as_json:
+        print_json({"ok": all(outcome.ok for outcome in checks), "checks": [outcome.to_json() for outcome in checks]})
+    if not all(outcome.ok for outcome in checks):
+        raise typer.Exit(1)
+
+
+def show_config(config: ConfigOption = None) -> None:
+    """Print the effective configuration as YAML, secrets masked."""
+    import yaml
+
+    typer.echo(yaml.safe_dump(masked(load_settings(config)), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@db_app.command()
+def upgrade(config: ConfigOption = None) -> None:
+    """Bring the schema of the job database to this version of the node."""
+    from sqlalchemy.exc import DBAPIError
+
+    from dicom_node.queries import upgrade_schema
+
+    settings = load_settings(config)
+    try:
+        upgrade_schema(settings.database.url)
+    except DBAPIError as error:
+        raise NodeError(describe_database_error(settings, error.orig)) from error
+    typer.echo(f"{masked(settings)['database']['url']} has the newest schema.", err=True)
+
+
+@db_app.command()
+def current(config: ConfigOption = None) -> None:
+    """Print the revision of the schema, and whether it is the one this version needs."""
+    from sqlalchemy.exc import DBAPIError
+
+    from dicom_node.queries import check_schema, current_revision, make_engine
+
+    settings = load_settings(config)
+    try:
+        engine = make_engine(settings.database.url)
+        typer.echo(current_revision(engine) or "(no schema)")
+        check_schema(engine)
+    except DBAPIError as error:
+        raise NodeError(describe_database_error(settings, error.orig)) from error

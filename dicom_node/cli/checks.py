@@ -1,0 +1,72 @@
+"""What `knowmvg check` tries, in order: each part of the node, and everything the node talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dicom_node.config import DestinationSettings, Settings, load_settings
+from dicom_node.console.health import Check, check_database, check_storage
+from dicom_node.errors import NodeError, SettingsError
+from dicom_node.queries import make_engine
+from grounding.types import ModelError
+
+
+def run_checks(config: Path | None) -> Iterator[Check]:
+    """Yield each check when it is done; a configuration that is wrong is the only check."""
+    try:
+        settings = load_settings(config)
+    except SettingsError as error:
+        yield Check("configuration", False, str(error))
+        return
+    yield check_configuration(settings, config)
+    yield check_database(settings, make_engine(settings.database.url))
+    yield check_broker(settings)
+    yield check_storage(settings)
+    for destination in settings.destinations:
+        yield check_destination(settings, destination)
+    yield check_model(settings)
+
+
+def check_configuration(settings: Settings, config: Path | None) -> Check:
+    """Tell what follows from the settings that a reader might overlook."""
+    peers = "every sender" if settings.receiver.any else f"{len(settings.receiver.peers)} sender(s)"
+    warning = "" if settings.receiver.any or settings.receiver.peers else "; receiver.peers is empty, nobody can send"
+    warning += "" if settings.destinations else "; destinations is empty, results go nowhere"
+    return Check("configuration", True, f"{config or 'default'}: lets in {peers}{warning}")
+
+
+def check_broker(settings: Settings) -> Check:
+    """Tell whether a message could be sent now."""
+    from workers.app import check_broker as connect
+
+    try:
+        return Check("broker", True, connect(settings))
+    except NodeError as error:
+        return Check("broker", False, str(error))
+
+
+def check_destination(settings: Settings, destination: DestinationSettings) -> Check:
+    """Tell whether an archive answers C-ECHO."""
+    from dicom_node.scu import echo
+
+    name = f"destination {destination.name}"
+    try:
+        echo(destination, settings.receiver.ae_title)
+    except NodeError as error:
+        return Check(name, False, str(error))
+    return Check(name, True, f"{destination.ae_title} at {destination.host}:{destination.port} answers C-ECHO")
+
+
+def check_model(settings: Settings) -> Check:
+    """Tell whether the model loads, which one it is and where it runs."""
+    from grounding.checkpoint import load_predictor
+
+    try:
+        predictor = load_predictor(settings.model.path, settings.model.device)
+    except ModelError as error:
+        return Check("model", False, str(error))
+    identity = predictor.identity
+    return Check(
+        "model", True, f"{identity.name} {identity.version}, sha256 {identity.sha256[:12]}, on {predictor.device}"
+    )

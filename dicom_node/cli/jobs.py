@@ -1,0 +1,188 @@
+"""`knowmvg jobs`: look into the job database, and try again or stop what is in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
+from dicom_node.cli.options import ConfigOption, JsonOption, open_sessions, parse_since
+from dicom_node.cli.terminal import print_json, print_table, printable
+from dicom_node.clock import utc_now
+from dicom_node.config import load_settings
+from dicom_node.errors import NodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+
+class ListByDefault(TyperGroup):
+    """A group of commands whose `list` may be left out: `knowmvg jobs --state FAILED`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` in front of options that follow the group's name."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=ListByDefault, help="The job database: list (default), show, retry, cancel.", rich_markup_mode=None
+)
+
+STATES = ("RECEIVING", "COMPLETE", "GROUNDED", "WRITTEN", "DELIVERED", "NOT_APPLICABLE", "FAILED", "CANCELLED")
+
+
+def check_state(value: str | None) -> str | None:
+    """Refuse what is no state, rather than find nothing."""
+    if value is None or value.upper() in STATES:
+        return value and value.upper()
+    raise typer.BadParameter(f"{value!r} is not one of {', '.join(STATES)}")
+
+
+StateOption = Annotated[
+    str | None, typer.Option("--state", callback=check_state, metavar="S", help="Jobs in this state.")
+]
+
+
+@app.command("list")
+def list_command(
+    config: ConfigOption = None,
+    state: StateOption = None,
+    study: Annotated[str | None, typer.Option(metavar="UID", help="Jobs of this Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(metavar="ID", help="Jobs of this Patient ID.")] = None,
+    accession: Annotated[str | None, typer.Option(metavar="N", help="Jobs with this Accession Number.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="T", help="Changed since then: 45m, 2h, 3d ago, or an ISO time in UTC.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the latest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the latest first."""
+    from dicom_node.queries import JobFilter, list_jobs
+
+    wanted = JobFilter(
+        state=state,
+        study=study,
+        patient=patient,
+        accession=accession,
+        since=parse_since(since, utc_now()) if since else None,
+        limit=limit,
+    )
+    with open_sessions(load_settings(config)).begin() as session:
+        jobs = [job.to_json() for job in list_jobs(session, wanted)]
+    if as_json:
+        print_json(jobs)
+    elif jobs:
+        print_table(LIST_COLUMNS, [_list_row(job) for job in jobs])
+    else:
+        typer.echo("No jobs.", err=True)
+
+
+@app.command("show")
+def show_command(
+    job_id: Annotated[int, typer.Argument(metavar="ID", help="A job's number, from `knowmvg jobs`.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one job: its timeline, findings, results and deliveries."""
+    from dicom_node.queries import show_job
+
+    with open_sessions(load_settings(config)).begin() as session:
+        detail = show_job(session, job_id)
+        job = detail.to_json() if detail else None
+    if job is None:
+        raise NodeError(_unknown(job_id))
+    if as_json:
+        print_json(job)
+    else:
+        _print_job(job)
+
+
+@app.command("retry")
+def retry_command(
+    job_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Jobs that ended FAILED, or others to redo.")],
+    config: ConfigOption = None,
+) -> None:
+    """Try jobs again from the step that failed."""
+    from dicom_node.queries import retry_job
+
+    _change(job_ids, config, retry_job, "will be tried again")
+
+
+@app.command("cancel")
+def cancel_command(
+    job_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Jobs to stop.")], config: ConfigOption = None
+) -> None:
+    """Stop jobs that are under way; what was received is kept."""
+    from dicom_node.queries import cancel_job
+
+    _change(job_ids, config, cancel_job, "cancelled")
+
+
+def _unknown(job_id: int) -> str:
+    return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
+
+
+def _change(
+    job_ids: list[int], config: Path | None, change: Callable[[Session, int, datetime], object], done: str
+) -> None:
+    """Apply `change` to each job in a transaction of its own; exit 1 if any refused it."""
+    sessions = open_sessions(load_settings(config))
+    refused = 0
+    for job_id in job_ids:
+        try:
+            with sessions.begin() as session:
+                change(session, job_id, utc_now())
+            typer.echo(f"job {job_id} {done}")
+        except NodeError as error:
+            refused += 1
+            typer.echo(f"knowmvg: {error}", err=True)
+    if refused:
+        raise typer.Exit(1)
+
+
+LIST_COLUMNS = ("JOB", "STATE", "OUTCOME", "REV", "TRIES", "UPDATED (UTC)", "STUDY", "WHY")
+
+
+def _list_row(job: dict[str, Any]) -> list[object]:
+    keys = ("job_id", "state", "outcome", "revision", "attempts", "updated_at", "study_instance_uid", "failure")
+    return [job[key] for key in keys]
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    typer.echo(f"Job {job['job_id']}: {job['state']}" + (f" ({job['outcome']})" if job["outcome"] else ""))
+    if job["failure"]:
+        typer.echo(f"Why: {printable(job['failure'])}")
+    typer.echo(f"Study {job['study_instance_uid']}, revision {job['revision']}, tries of this step {job['attempts']}")
+    for title, columns, rows in _sections(job):
+        if rows:
+            typer.echo(f"\n{title}")
+            print_table(columns, rows)
+
+
+def _sections(job: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[object]]]]:
+    return [
+        ("Timeline", ("AT (UTC)", "EVENT", "DETAIL"), [[e["at"], e["event"], e["detail"]] for e in job["timeline"]]),
+        ("Timings", ("STAGE", "SECONDS"), [[stage, f"{s:.2f}"] for stage, s in job["timings"].items()]),
+        ("Findings", FINDING_COLUMNS, finding_rows(job["findings"])),
+        ("Results", ("SOP CLASS", "SOP INSTANCE"), [[r["sop_class"], r["sop_instance_uid"]] for r in job["results"]]),
+        (
+            "Deliveries",
+            ("DESTINATION", "STATE", "STATUS", "CONFIRMED BY", "SOP INSTANCE"),
+            [
+                [d["destination"], d["state"], _status(d["status"]), d["confirmed_by"], d["sop_instance_uid"]]
+                for d in job["deliveries"]
+            ],
+        ),
+    ]
+
+
+def _status(status: object) -> object:
+    return f"0x{status:04X}" if isinstance(status, int) else status

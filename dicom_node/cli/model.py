@@ -1,0 +1,132 @@
+"""The commands around the model: one study offline, the demonstration, training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
+from dicom_node.cli.options import ConfigOption, JsonOption
+from dicom_node.cli.terminal import print_json, print_table
+from dicom_node.config import load_settings
+from dicom_node.errors import NodeError
+
+
+class Protocol(StrEnum):
+    """What an evaluated model is given: image and report, or image and phrase."""
+
+    free = "free"
+    phrase = "phrase"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (demo, ground, train, evaluate):
+        app.command()(command)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", file_okay=False, metavar="DIR", help="Where the results go.")] = Path(
+        "demo-out"
+    ),
+    config: ConfigOption = None,
+) -> None:
+    """Show the whole node at work: a generated study in, its results in an archive, checked and drawn."""
+    from dicom_node.cli.demo import run_demo
+
+    document = run_demo(load_settings(config).model, out)
+    print_table(FINDING_COLUMNS, finding_rows(document["findings"]))
+    typer.echo(f"\nThe results are in {out}: overlay.png, result.sr.dcm, result.gsps.dcm, findings.json")
+
+
+def ground(
+    image: Annotated[
+        list[Path],
+        typer.Option(
+            "--image", exists=True, dir_okay=False, metavar="FILE", help="DICOM, PNG or JPEG; more files may follow."
+        ),
+    ],
+    report: Annotated[Path, typer.Option(exists=True, dir_okay=False, metavar="FILE", help="DICOM SR or UTF-8 text.")],
+    out: Annotated[Path, typer.Option(file_okay=False, metavar="DIR", help="Where the results go.")],
+    more: Annotated[
+        list[Path] | None, typer.Argument(exists=True, dir_okay=False, metavar="[FILE]...", help="More images.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ground one study offline: images and their report to SR, presentation states, picture and findings.json."""
+    from dicom_node.cli.ground import ground_files
+
+    outcome = ground_files(load_settings(config), [*image, *(more or [])], report, out)
+    if as_json:
+        print_json(outcome.document)
+        return
+    print_table(FINDING_COLUMNS, finding_rows(outcome.document["findings"]))
+    typer.echo(f"\nWritten to {out}: {', '.join(outcome.files)}")
+    for note in outcome.notes:
+        typer.echo(note)
+
+
+def train(
+    recipe: Annotated[
+        Path, typer.Option("--config", exists=True, dir_okay=False, metavar="FILE", help="The training recipe, YAML.")
+    ],
+) -> None:
+    """Train a model by a recipe; grounding/configs/small.yaml is the shipped model's."""
+    import logging
+
+    from grounding.train import train as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with plain_model_errors():
+        run(recipe)
+
+
+def evaluate(
+    manifest: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, metavar="FILE.jsonl", help="The grounding set.")
+    ] = None,
+    phantoms: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Instead of a set: N generated studies never trained on.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, metavar="DIR", help="Model folder [default: model.path]"),
+    ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="What the model is given beside the image.")] = Protocol.free,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a model on a grounding set, next to a control that sees no pixels."""
+    from dicom_node.cli.evaluation import evaluate_manifest, evaluate_phantoms, figure_rows
+
+    if (manifest is None) == (phantoms is None):
+        raise typer.BadParameter("give either --manifest FILE.jsonl or --phantoms N")
+    settings = load_settings(config).model
+    path = str(model) if model else settings.path
+    with plain_model_errors():
+        if manifest is not None:
+            answer = evaluate_manifest(manifest, path, settings.device, protocol.value)
+        else:
+            answer = evaluate_phantoms(phantoms or 0, path, settings.device)
+    if as_json:
+        print_json(answer)
+    else:
+        print_table(("FIGURE", "VALUE", "95 % INTERVAL", "WITHOUT PIXELS"), figure_rows(answer))
+
+
+@contextmanager
+def plain_model_errors() -> Iterator[None]:
+    """Turn what `grounding` raises about bad input into NodeError, which `main` prints as one sentence."""
+    from grounding.dataset import ManifestError
+    from grounding.types import ModelError
+
+    try:
+        yield
+    except (ManifestError, ModelError) as error:
+        raise NodeError(str(error)) from error

@@ -1,0 +1,100 @@
+"""The commands that keep running: the whole node (`up`), and its parts as separate processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from dicom_node.cli.options import ConfigOption, begin, open_sessions
+from dicom_node.clock import utc_now
+from dicom_node.errors import NodeError
+
+QUEUES = ("gpu", "io")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    for command in (up, receiver, worker, scheduler, console):
+        app.command()(command)
+
+
+def up(config: ConfigOption = None) -> None:
+    """Run the whole node: receiver, scheduler, workers and console; Ctrl-C stops it."""
+    from workers.main import run_node
+
+    run_node(begin("node", config), config)
+
+
+def receiver(config: ConfigOption = None) -> None:
+    """Run the receiver: Storage SCP and C-ECHO."""
+    from dicom_node.scp import start_receiver
+    from dicom_node.storage import FileStorage
+
+    settings = begin("receiver", config)
+    sessions = open_sessions(settings)
+    stop = stop_event()
+    try:
+        server = start_receiver(settings, sessions, FileStorage(settings.storage.root), utc_now)
+    except OSError as error:
+        raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
+    stop.wait()
+    server.stop()
+
+
+def worker(
+    config: ConfigOption = None,
+    queues: Annotated[str, typer.Option(metavar="gpu,io", help="The queues to serve.")] = ",".join(QUEUES),
+) -> None:
+    """Run a worker: `gpu` grounds studies, `io` writes and delivers results."""
+    from workers.main import run_worker
+
+    run_worker(begin("worker", config), parse_queues(queues))
+
+
+def scheduler(config: ConfigOption = None) -> None:
+    """Run the scheduler: closes studies that are complete, and rings for jobs that are due."""
+    from workers.main import run_scheduler
+
+    run_scheduler(begin("scheduler", config))
+
+
+def console(config: ConfigOption = None) -> None:
+    """Run the console: job list, JSON, health and metrics over HTTP."""
+    from dicom_node.console.server import make_server
+
+    settings = begin("console", config)
+    sessions = open_sessions(settings)
+    stop = stop_event()
+    try:
+        server = make_server(settings, sessions, utc_now)
+    except OSError as error:
+        raise NodeError(_cannot_listen("console", settings.console.host, settings.console.port, error)) from error
+    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    stop.wait()
+    server.shutdown()
+    server.server_close()
+
+
+def stop_event() -> threading.Event:
+    """Return an event that SIGTERM and Ctrl-C set; from here on neither ends the process by itself."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def parse_queues(text: str) -> tuple[str, ...]:
+    """Return the queues named in `text`; refuses those that nobody rings."""
+    queues = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in queues if name not in QUEUES]
+    if unknown or not queues:
+        raise typer.BadParameter(f"the queues are {' and '.join(QUEUES)}, not {text!r}", param_hint="--queues")
+    return queues
+
+
+def _cannot_listen(what: str, host: str, port: int, error: OSError) -> str:
+    reason = error.strerror or error
+    return f"the {what} cannot listen on {host}:{port}: {reason}; stop what listens there, or change {what}.port"
