@@ -1,13 +1,14 @@
 """Normal anatomy of a generated chest radiograph, painted as optical density on a pixel grid.
 
-Everything is drawn in the patient's frame: `u` runs from -1 (the patient's right chest wall, at the left of the picture)
-to +1 (left chest wall), `v` from 0 (lung apices) to 1 (costophrenic angles). A `Frame` places that frame on the film.
-No finding is drawn here; see `lesions`.
+Everything is drawn in the patient's frame: `u` runs from -1 (the right chest wall, at the left of the picture) to +1
+(the left one), `v` from 0 (lung apices) to 1 (costophrenic angles). A `Frame` places that frame on the film. No finding
+is drawn here; see `lesions`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,11 @@ from PIL import ImageDraw
 
 from grounding.types import Box
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 """float32[H, W], one value per pixel."""
+
+NORMAL_HEART, LARGE_HEART = (0.37, 0.49), (0.56, 0.72)
+"""Ranges of the cardiothoracic ratio."""
 
 RIGHT, LEFT = -1, 1
 """Sides of the patient as signs of `u`."""
@@ -101,7 +105,7 @@ def sample_anatomy(rng: np.random.Generator, *, cardiomegaly: bool) -> Anatomy:
         apex=rng.uniform(0.40, 0.52),
         mediastinum=rng.uniform(0.11, 0.18),
         dome=(dome, max(0.06, dome - rng.uniform(-0.01, 0.06))),
-        cardiothoracic_ratio=rng.uniform(0.56, 0.72) if cardiomegaly else rng.uniform(0.37, 0.49),
+        cardiothoracic_ratio=rng.uniform(*(LARGE_HEART if cardiomegaly else NORMAL_HEART)),
         heart_shift=rng.uniform(0.12, 0.20),
         heart_top=rng.uniform(0.34, 0.46) if cardiomegaly else rng.uniform(0.42, 0.52),
         wall=rng.uniform(0.08, 0.34),
@@ -188,8 +192,8 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
 class Chest:
     """The fields of one normal chest on its film, shared by the painters of anatomy and of findings.
 
-    `lung[side]` is the air of a lung before heart and findings, `outer[side]` the signed distance to the lateral wall in
-    units of `u` (positive inside), `above[side]` the height above the diaphragm in units of `v`.
+    `lung[side]` is the air of a lung before heart and findings, `outer[side]` the distance to the lateral wall in units
+    of `u` (positive inside), `above[side]` the height above the diaphragm in units of `v`.
     """
 
     def __init__(self, frame: Frame, anatomy: Anatomy) -> None:
@@ -225,7 +229,7 @@ class Chest:
         patient = self.anatomy
         half = patient.cardiothoracic_ratio
         bottom = 1.0 - 0.25 * patient.dome[1]
-        middle, semi = (patient.heart_top + bottom) / 2, (bottom - patient.heart_top) / 2 * 1.08
+        middle, semi = ((patient.heart_top + bottom) / 2, (bottom - patient.heart_top) / 2 * 1.08)
         x = (self.u - patient.heart_shift * (1 + half)) / np.float32(half)
         y = (self.v - middle) / np.float32(semi)
         tilt = x - 0.35 * y  # the apex of the heart points down and to the patient's left

@@ -1,7 +1,7 @@
 """Findings and devices of a generated radiograph: where they are drawn, what they look like, and their tight boxes.
 
-A `Lesion` is a kind, a side, a height in the lung and one or more painted parts. Positions vary within what the words of a
-report can say, so that a phrase alone does not tell the box.
+A `Lesion` is a kind, a side, a height in the lung and one or more painted parts. Positions vary within what the words
+of a report can say, so that a phrase alone does not tell the box.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from grounding.anatomy import LEFT, RIGHT, Chest, Field, bounding_box, bump, ramp, smooth_noise, stroke
+from grounding.anatomy import LARGE_HEART, LEFT, RIGHT, Chest, Field, bounding_box, bump, ramp, smooth_noise, stroke
 from grounding.types import Box, Laterality
 
 LUNG_LABELS = (
@@ -36,7 +36,7 @@ SIDE_NAMES: dict[int, Laterality] = {RIGHT: "right", LEFT: "left"}
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """A drawn finding. `level` is upper, mid or lower where one word fits, else None; `extent` in [0, 1] is its size."""
+    """A drawn finding. `level` is upper, mid, lower or None where no word fits; `extent` is its size in [0, 1]."""
 
     label: str
     laterality: Laterality | None
@@ -124,9 +124,9 @@ def _blob(
 ) -> tuple[Field, float, float]:
     """A rounded field in [0, 1] within a lung, its height `v` and its relative size."""
     chest = canvas.chest
-    size = float(rng.uniform(0, 1)) ** 1.3
+    size = float(rng.uniform(0, 1))
     ru = radius[0] + (radius[1] - radius[0]) * size
-    rv = ru * 0.85 * float(rng.uniform(0.7, 1.45))
+    rv = ru * float(rng.uniform(0.6, 1.25))
     a = float(rng.uniform(chest.anatomy.mediastinum + 0.1, 0.88))
     v = float(rng.uniform(0.14, 0.86))
     r = np.sqrt(np.square((chest.u * side - a) / np.float32(ru)) + np.square((chest.v - v) / np.float32(rv)))
@@ -184,7 +184,7 @@ def _round(density: tuple[float, float], radius: tuple[float, float], raggedness
             r = r + smooth_noise(rng, chest.frame.shape, (22, raggedness))
         field = ramp(1 - r, 0.35) * ramp(canvas.lung(side) - 0.3, 0.4)
         canvas.added += float(rng.uniform(*density)) * field
-        return bounding_box(field > 0.4), level_of(v), float((reach - radius[0]) / (radius[1] - radius[0]))
+        return (bounding_box(field > 0.4), level_of(v), float((reach - radius[0]) / (radius[1] - radius[0])))
 
     return painter
 
@@ -250,7 +250,7 @@ def _spline(points: NDArray[np.float64]) -> NDArray[np.float64]:
     for _ in range(3):
         first, second = points[:-1], points[1:]
         cut = np.empty((2 * len(first), 2))
-        cut[0::2], cut[1::2] = 0.75 * first + 0.25 * second, 0.25 * first + 0.75 * second
+        cut[0::2], cut[1::2] = (0.75 * first + 0.25 * second, 0.25 * first + 0.75 * second)
         points = np.vstack([points[:1], cut, points[-1:]])
     return points
 
@@ -260,7 +260,7 @@ def _endotracheal_tube(canvas: Canvas, rng: np.random.Generator, side: int) -> t
     tip = float(rng.uniform(0.12, 0.34))
     start = x + float(rng.choice([-1, 1]) * rng.uniform(0.06, 0.2))
     points = np.array([[start, -0.4], [(start + x) / 2, -0.1], [x, 0.05], [x + float(rng.normal(0, 0.02)), tip]])
-    return _line(canvas, rng, points, float(rng.uniform(2.2, 3.4)), float(rng.uniform(0.16, 0.28))), None, tip
+    return (_line(canvas, rng, points, float(rng.uniform(2.2, 3.4)), float(rng.uniform(0.16, 0.28))), None, tip)
 
 
 def _central_line(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | None, str | None, float]:
@@ -271,14 +271,14 @@ def _central_line(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[
     else:  # subclavian or arm: along the clavicle
         start = [[side * float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.1, 0.3))], [side * 0.5, 0.06]]
     points = np.array([*start, [cava + 0.02 * side, 0.16], [cava, tip]])
-    return _line(canvas, rng, points, float(rng.uniform(1.2, 2.0)), float(rng.uniform(0.16, 0.28))), None, tip
+    return (_line(canvas, rng, points, float(rng.uniform(1.2, 2.0)), float(rng.uniform(0.16, 0.28))), None, tip)
 
 
 def _nasogastric_tube(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | None, str | None, float]:
     end = [float(rng.uniform(0.35, 0.65)), float(rng.uniform(1.0, 1.12))]
     points = np.array([[0.02, -0.4], [0.0, 0.1], [0.05, 0.6], [0.08, 0.92], [0.3, 1.05], end])
     points[1:4, 0] += rng.normal(0, 0.03)
-    return _line(canvas, rng, points, float(rng.uniform(1.3, 2.2)), float(rng.uniform(0.16, 0.28))), None, 0.5
+    return (_line(canvas, rng, points, float(rng.uniform(1.3, 2.2)), float(rng.uniform(0.16, 0.28))), None, 0.5)
 
 
 def _pacemaker(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | None, str | None, float]:
@@ -297,14 +297,15 @@ def _pacemaker(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box
 
 def _cardiomegaly(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box | None, str | None, float]:
     """Already in the anatomy: the heart was drawn wide. Only its box is taken here."""
-    return canvas.chest.heart_box(), None, canvas.chest.anatomy.cardiothoracic_ratio
+    excess = canvas.chest.anatomy.cardiothoracic_ratio - LARGE_HEART[0]
+    return canvas.chest.heart_box(), None, excess / (LARGE_HEART[1] - LARGE_HEART[0])
 
 
 PAINTERS: dict[str, Painter] = {
     "cardiomegaly": _cardiomegaly,
-    "consolidation": _airspace((0.22, 0.36), (0.16, 0.44), 0.45, 0.18),
-    "opacity": _airspace((0.14, 0.28), (0.14, 0.48), 0.6, 0.30),
-    "ground_glass": _airspace((0.09, 0.18), (0.24, 0.60), 0.6, 0.35),
+    "consolidation": _airspace((0.22, 0.36), (0.15, 0.52), 0.45, 0.18),
+    "opacity": _airspace((0.14, 0.28), (0.15, 0.56), 0.6, 0.30),
+    "ground_glass": _airspace((0.10, 0.19), (0.24, 0.64), 0.6, 0.35),
     "edema": _edema,
     "nodule": _round((0.16, 0.32), (0.065, 0.12), 0.0),
     "mass": _round((0.22, 0.36), (0.14, 0.30), 0.06),

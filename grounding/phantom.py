@@ -1,7 +1,7 @@
 """Generated chest radiographs with generated reports: the training and test material that needs no patient.
 
-`make_study(seed)` is a pure function of its arguments. Anatomy, findings, words and film each draw from their own stream of
-the seed. `python -m grounding.phantom --sheet out.png` draws a contact sheet to look at.
+`make_study(seed)` is a pure function of its arguments. Anatomy, findings, words and film each draw from their own
+stream of the seed. `python -m grounding.phantom --sheet out.png` draws a contact sheet to look at.
 """
 
 from __future__ import annotations
@@ -14,11 +14,22 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
-from grounding.anatomy import LEFT, RIGHT, Anatomy, Chest, Field, Frame, paint_density, ramp, sample_anatomy, sample_frame
-from grounding.anatomy import smooth_noise, stroke
+from grounding.anatomy import (
+    LEFT,
+    RIGHT,
+    Chest,
+    Field,
+    Frame,
+    paint_density,
+    ramp,
+    sample_anatomy,
+    sample_frame,
+    smooth_noise,
+    stroke,
+)
 from grounding.lesions import AIRSPACE, DEVICE_LABELS, LUNG_LABELS, Canvas, Lesion, paint
 from grounding.phantom_report import PhantomPhrase, write_report
-from grounding.types import Box, Image, ReportText
+from grounding.types import Image, ReportText
 
 __all__ = ["PhantomPhrase", "PhantomStudy", "make_study"]
 
@@ -33,7 +44,14 @@ WEIGHTS = {
     "pleural_effusion": 2.0,
     "pneumothorax": 1.7,
 }
-BILATERAL = {"consolidation": 0.2, "opacity": 0.3, "ground_glass": 0.45, "edema": 1.0, "pleural_effusion": 0.25, "atelectasis": 0.15}
+BILATERAL = {
+    "consolidation": 0.2,
+    "opacity": 0.3,
+    "ground_glass": 0.45,
+    "edema": 1.0,
+    "pleural_effusion": 0.25,
+    "atelectasis": 0.15,
+}
 NORMAL_SHARE, CARDIOMEGALY_SHARE, ABSENT_SHARE, DEVICE_SHARE = 0.17, 0.26, 0.085, 0.07
 
 
@@ -64,7 +82,7 @@ def make_study(seed: int, size: int = 256, *, shape: tuple[int, int] | None = No
 
 
 def draw(seed: int, shape: tuple[int, int], *, with_findings: bool = True) -> tuple[Image, list[Lesion]]:
-    """The picture of `seed` and what is drawn in it; without findings it is the same patient, healthy but for the heart."""
+    """The picture of `seed` and what is drawn in it; without findings, the same patient (the heart stays as it is)."""
     body, ill = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
     plan = _plan(ill)
     chest = Chest(sample_frame(body, shape), sample_anatomy(body, cardiomegaly=plan.cardiomegaly))
@@ -130,11 +148,10 @@ def _expose(canvas: Canvas, density: Field, vessels: Field) -> Field:
 
 def _film(density: Field, frame: Frame, rng: np.random.Generator) -> Image:
     """Film response, scatter, noise, markers and collimation: float32[H, W] in [0, 1]."""
-    rows, columns = frame.shape
     uneven, mottled = float(rng.uniform(0.004, 0.03)), float(rng.uniform(0.004, 0.02))
     density = density + smooth_noise(rng, frame.shape, (6, uneven), (60, mottled))
     black, white = float(rng.uniform(-0.10, 0.07)), float(rng.uniform(0.76, 0.98))
-    grey = np.clip((density - black) / (white - black), 0, 1.25)
+    grey: Field = np.clip((density - black) / (white - black), 0, 1.25)
     grey = np.power(grey, np.float32(rng.uniform(0.7, 1.3)))
     low, high = float(rng.uniform(0.0, 0.12)), float(rng.uniform(0.78, 0.97))
     grey = low + (high - low) * np.minimum(grey, 1.0 + 0.15 * (grey - 1))
@@ -160,7 +177,8 @@ def _electrodes(frame: Frame, rng: np.random.Generator, brightness: float) -> Fi
         t = np.linspace(0, 1, 12)[:, None]
         curve = (1 - t) ** 2 * away[0] + 2 * t * (1 - t) * away[1] + t**2 * away[2]
         lines.append((frame.to_pixels(curve), 1.0))
-    return np.maximum(field, brightness * 0.85 * stroke(frame, lines))
+    wires = 0.85 * brightness * stroke(frame, lines)
+    return np.asarray(np.maximum(field, wires), dtype=np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -175,11 +193,17 @@ def _letters(text: str, height: int) -> Field:
 def _markers(grey: Field, rng: np.random.Generator) -> Field:
     """Side letters and labels in the corners of the film."""
     rows, columns = grey.shape
-    texts = [str(rng.choice(["L", "L", "R", "PORTABLE", "AP ERECT", "PA", "SUPINE"])) for _ in range(int(rng.integers(0, 3)))]
+    texts = [
+        str(rng.choice(["L", "L", "R", "PORTABLE", "AP ERECT", "PA", "SUPINE"])) for _ in range(int(rng.integers(0, 3)))
+    ]
     for text in texts:
         tile = _letters(text, max(7, int(min(rows, columns) * (0.05 if len(text) == 1 else 0.03))))
         on_left = text == "R" or (text != "L" and rng.random() < 0.5)
-        x = int(columns * rng.uniform(0.01, 0.12)) if on_left else int(columns * rng.uniform(0.84, 0.95)) - tile.shape[1] // 2
+        x = (
+            int(columns * rng.uniform(0.01, 0.12))
+            if on_left
+            else int(columns * rng.uniform(0.84, 0.95)) - tile.shape[1] // 2
+        )
         y = int(rows * rng.uniform(0.01, 0.16))
         patch = grey[y : y + tile.shape[0], max(0, x) : max(0, x) + tile.shape[1]]
         np.maximum(patch, 0.97 * tile[: patch.shape[0], : patch.shape[1]], out=patch)
@@ -191,7 +215,10 @@ def _collimate(grey: Field, rng: np.random.Generator) -> Field:
     rows, columns = grey.shape
     shade = float(rng.uniform(0, 0.06))
     for axis, length in ((0, rows), (1, columns)):
-        for end in (slice(None, int(length * rng.uniform(0, 0.05))), slice(length - int(length * rng.uniform(0, 0.05)), None)):
+        for end in (
+            slice(None, int(length * rng.uniform(0, 0.05))),
+            slice(length - int(length * rng.uniform(0, 0.05)), None),
+        ):
             grey[(end, slice(None)) if axis == 0 else (slice(None), end)] = shade
     return grey
 

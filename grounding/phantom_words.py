@@ -78,12 +78,12 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "pneumothorax": (("pneumothorax", "pneumothoraces"), ("ptx", "ptx")),
     "cardiomegaly": (
         ("cardiomegaly", "cardiomegaly"),
-        ("enlarged heart", "enlarged heart"),
-        ("enlarged cardiac silhouette", "enlarged cardiac silhouette"),
+        ("enlarged heart", "enlarged hearts"),
+        ("enlarged cardiac silhouette", "enlarged cardiac silhouettes"),
         ("enlargement of the cardiac silhouette", "enlargement of the cardiac silhouette"),
         ("cardiac enlargement", "cardiac enlargement"),
-        ("increased cardiothoracic ratio", "increased cardiothoracic ratio"),
-        ("enlarged cardiomediastinal silhouette", "enlarged cardiomediastinal silhouette"),
+        ("increased cardiothoracic ratio", "increased cardiothoracic ratios"),
+        ("enlarged cardiomediastinal silhouette", "enlarged cardiomediastinal silhouettes"),
     ),
     "endotracheal_tube": (
         ("endotracheal tube", "endotracheal tubes"),
@@ -115,29 +115,32 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 MASS_NOUNS = frozenset(
-    "pneumonia,airspace disease,shadowing,haziness,ground-glass attenuation,pulmonary edema,perihilar haze,"
-    "pulmonary vascular congestion,interstitial edema,alveolar edema,perihilar edema,atelectasis,plate-like atelectasis,"
-    "linear atelectasis,subsegmental atelectasis,discoid atelectasis,pleural fluid,cardiomegaly,"
-    "enlargement of the cardiac silhouette,cardiac enlargement,dense opacification,hazy opacification,opacification,"
-    "consolidation,airspace consolidation".split(",")
-)
+    {"pneumonia", "airspace disease", "shadowing", "haziness", "ground-glass attenuation", "pulmonary edema",
+     "perihilar haze", "pulmonary vascular congestion", "interstitial edema", "alveolar edema", "perihilar edema",
+     "atelectasis", "plate-like atelectasis", "linear atelectasis", "subsegmental atelectasis", "discoid atelectasis",
+     "pleural fluid", "cardiomegaly", "enlargement of the cardiac silhouette", "cardiac enlargement",
+     "dense opacification", "hazy opacification", "opacification", "consolidation", "airspace consolidation"}
+)  # fmt: skip
 """Nouns that take no article."""
 
 LOOKS: dict[str, tuple[str, ...]] = {
     "consolidation": ("dense", "confluent", "patchy", "ill-defined", "homogeneous", "extensive"),
     "opacity": ("patchy", "ill-defined", "heterogeneous", "focal", "vague", "confluent", "irregular", "multifocal"),
     "ground_glass": ("faint", "subtle", "diffuse", "patchy", "ill-defined", "vague", "peripheral"),
-    "edema": ("diffuse", "bilateral", "symmetric", "mild to moderate"),
+    "edema": ("diffuse", "symmetric"),
     "nodule": ("rounded", "well-defined", "solitary", "well-circumscribed", "round", "discrete", "non-calcified"),
-    "mass": ("large", "lobulated", "rounded", "well-defined", "spiculated", "irregular"),
+    "mass": ("lobulated", "rounded", "well-defined", "spiculated", "irregular"),
     "atelectasis": ("mild", "minor", "minimal", "streaky"),
     "pleural_effusion": ("layering", "free-flowing", "simple"),
     "pneumothorax": ("simple",),
-    "cardiomegaly": ("stable",),
 }
 SIZED = frozenset({"pleural_effusion", "pneumothorax", "consolidation", "opacity", "edema", "cardiomegaly"})
 SIZES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "space": (("small", "tiny", "trace", "minimal"), ("moderate", "moderate-sized", "medium-sized"), ("large", "sizable")),
+    "space": (
+        ("small", "tiny", "trace", "minimal"),
+        ("moderate", "moderate-sized", "medium-sized"),
+        ("large", "sizable"),
+    ),
     "degree": (("mild", "slight"), ("moderate",), ("marked", "severe")),
     "area": (("small", "limited"), ("moderate",), ("large", "extensive")),
 }
@@ -218,6 +221,7 @@ DENY_ONE = (
     "No definite {p}.",
     "No {p} is identified on this view.",
 )
+DENY_DEVICE = ("No {p}.", "{p} has been removed.", "Interval removal of the {p}.", "There is no {p}.")
 DENY_TWO = (
     "No {p} or {q}.",
     "There is no {p} or {q}.",
@@ -234,7 +238,13 @@ DENY_THREE = (
 )
 DENIED: dict[str, tuple[str, ...]] = {
     "pneumothorax": ("pneumothorax", "pneumothorax", "{side} pneumothorax", "ptx"),
-    "pleural_effusion": ("pleural effusion", "effusion", "pleural effusion", "{side} pleural effusion", "pleural fluid"),
+    "pleural_effusion": (
+        "pleural effusion",
+        "effusion",
+        "pleural effusion",
+        "{side} pleural effusion",
+        "pleural fluid",
+    ),
     "consolidation": ("focal consolidation", "consolidation", "lobar consolidation", "focal airspace consolidation"),
     "opacity": ("airspace opacity", "focal opacity", "infiltrate", "airspace disease"),
     "edema": ("pulmonary edema", "vascular congestion", "interstitial edema"),
@@ -255,7 +265,13 @@ NORMAL_HEART = (
     "The [heart is normal in size].",
     "[normal heart size].",
 )
-CLEAR_LUNGS = ("The [lungs are clear].", "[lungs are clear].", "[clear lungs].", "Both [lungs are clear].", "[lung fields are clear].")
+CLEAR_LUNGS = (
+    "The [lungs are clear].",
+    "[lungs are clear].",
+    "[clear lungs].",
+    "Both [lungs are clear].",
+    "[lung fields are clear].",
+)
 NEUTRAL = (
     "Mediastinal contours are unremarkable.",
     "The hila are normal in appearance.",

@@ -1,7 +1,7 @@
 """Plain report text: its sentences, and which of them may be grounded.
 
-Findings and impression are used; indication, technique, comparison and the like are not. A text without headings is used
-whole. Pure string work, shared by everything that reads a report.
+Findings and impression are used; indication, technique, comparison and the like are not. A text without headings is
+used whole. Pure string work, shared by everything that reads a report.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ import re
 from grounding.types import ReportText, Span
 
 USED = frozenset(
-    ("finding", "findings", "impression", "impressions", "conclusion", "conclusions", "opinion", "interpretation", "report", "diagnosis", "result", "results")
+    {"finding", "findings", "impression", "impressions", "conclusion", "conclusions", "opinion", "interpretation",
+     "report", "diagnosis", "result", "results"}
 )  # fmt: skip
 """Headings, in lower case, whose text may be grounded."""
 
 UNUSED = frozenset(
-    ("indication", "indications", "clinical indication", "reason", "reason for exam", "reason for examination", "reason for study", "history",
-     "clinical history", "clinical information", "clinical details", "technique", "procedure", "comparison", "comparisons", "exam", "examination",
-     "study", "recommendation", "recommendations", "addendum", "notification", "signed", "dictated by")
+    {"indication", "indications", "clinical indication", "reason", "reason for exam", "reason for examination",
+     "reason for study", "history", "clinical history", "clinical information", "clinical details", "technique",
+     "procedure", "comparison", "comparisons", "exam", "examination", "study", "recommendation", "recommendations",
+     "addendum", "notification", "signed", "dictated by"}
 )  # fmt: skip
 """Headings whose text is never grounded."""
 
 _HEADING = re.compile(
-    r"(?:(?<=\n)|(?<=[.!?]\s)|^)[ \t*#]*([A-Za-z][A-Za-z ]{2,40}?(?: ?(?:/|and|&) ?[A-Za-z]+)?)[ \t*]*:",
-    re.MULTILINE,
+    r"(?:(?<=\n)|(?<=[.!?]\s)|^)[ \t*#]*([A-Za-z][A-Za-z ]{2,40}?(?: ?(?:/|and|&) ?[A-Za-z]+)?)[ \t*]*:", re.MULTILINE
 )
-_STOP = re.compile(
-    r"[.!?]+[\"')\]]*(?=\s|$)|\n\s*\n|\n(?=\s*(?:\d{1,2}[.)]|[-*\u2022])\s)"
-)
+_STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|\n\s*\n|\n(?=\s*(?:\d{1,2}[.)]|[-*\u2022])\s)")
 _LIST_MARK = re.compile(r"\s*(?:\(?\d{1,2}[.)](?!\d)|[-*\u2022\u2013])\s+|\s+")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st|vs|e\.g|i\.e|approx|ca|cf|no|fig|resp|incl|min|max|a\.p|p\.a|m\.d|[a-z])$",
@@ -45,9 +44,7 @@ def read_plain_report(text: str) -> ReportText:
     return ReportText(text, tuple(spans))
 
 
-def split_sentences(
-    text: str, start: int = 0, end: int | None = None
-) -> tuple[Span, ...]:
+def split_sentences(text: str, start: int = 0, end: int | None = None) -> tuple[Span, ...]:
     """Spans of the sentences of `text[start:end]`, in order: no outer space, no list number, never empty.
 
     A full stop in a number ("2.5 cm") or after an abbreviation ("Dr. Lee", "approx. 2 cm") ends nothing; an empty line
@@ -78,17 +75,12 @@ def _parts(text: str) -> list[tuple[bool, int, int]]:
     if not known:
         return [(True, 0, len(text))]
     ends = [found.start() for _, found in known[1:]] + [len(text)]
-    pieces = [
-        (used, found.end(), end) for (used, found), end in zip(known, ends, strict=True)
-    ]
+    pieces = [(used, found.end(), end) for (used, found), end in zip(known, ends, strict=True)]
     if any(used for used, _ in known):
         return [(False, 0, known[0][1].start()), *pieces]
     # Only headings such as COMPARISON: what follows their paragraph has no heading, and is the report itself.
     first = (True, 0, known[0][1].start())
-    return [
-        first,
-        *((True, _paragraph_end(text, start, end), end) for _, start, end in pieces),
-    ]
+    return [first, *((True, _paragraph_end(text, start, end), end) for _, start, end in pieces)]
 
 
 def _paragraph_end(text: str, start: int, end: int) -> int:
@@ -104,15 +96,11 @@ def _is_inside(text: str, begin: int, stop: re.Match[str]) -> bool:
     if re.fullmatch(r"\s*\(?\d{1,2}", before):
         return True
     following = text[stop.end() :].lstrip()[:1]
-    return bool(_ABBREVIATION.search(before)) and (
-        following.islower() or following.isdigit() or _is_title(before)
-    )
+    return bool(_ABBREVIATION.search(before)) and (following.islower() or following.isdigit() or _is_title(before))
 
 
 def _is_title(before: str) -> bool:
-    return bool(
-        re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)$", before, re.IGNORECASE)
-    )
+    return bool(re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)$", before, re.IGNORECASE))
 
 
 def _trimmed(text: str, start: int, end: int) -> list[Span]:
@@ -122,8 +110,4 @@ def _trimmed(text: str, start: int, end: int) -> list[Span]:
         start, piece = start + mark.end(), piece[mark.end() :]
         mark = _LIST_MARK.match(piece)
     kept = piece.rstrip()
-    return (
-        [Span(start, start + len(kept))]
-        if any(letter.isalnum() for letter in kept)
-        else []
-    )
+    return [Span(start, start + len(kept))] if any(letter.isalnum() for letter in kept) else []
