@@ -6,6 +6,7 @@ used at all, is decided elsewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ _CONTEXT = frozenset({"HAS OBS CONTEXT", "HAS ACQ CONTEXT", "HAS CONCEPT MOD"})
 """Relationships of items that say who observed and how (PS3.3 C.17.3.2.4): they are no statement of the report."""
 
 _MODIFIERS = frozenset({"HAS CONCEPT MOD", "HAS PROPERTIES"})
+_LINE = re.compile(r"[^\n\u3002]+\u3002?")
 _LANGUAGE = ("121049", "DCM")
 _FINDING_NAMES = frozenset({("121071", "DCM"), ("121073", "DCM"), ("121077", "DCM"), ("121069", "DCM")})
 
@@ -207,11 +209,11 @@ def _visit_children(visit: _Visit) -> list[_Visit]:
 
 
 def _section_of(visit: _Visit) -> Section:
-    """Return the section of an item: its own name's, but a leaf never leaves an indication, history or comparison."""
+    """Return the section of an item: its own name's, but a "Finding" in a named section stays in that section."""
     name = read_concept(visit.item, "ConceptNameCodeSequence")
     own = find_section(name) if name is not None else None
     is_container = read_text(visit.item, "ValueType") == "CONTAINER"
-    if own in STATED and not is_container and visit.section not in STATED and visit.section != "unsectioned":
+    if own in STATED and not is_container and visit.section != "unsectioned":
         return visit.section
     return own or visit.section
 
@@ -299,6 +301,8 @@ def _extend_runs(runs: list[_Run], piece: _Piece, offset: int) -> None:
 
 
 def _split_run(text: str, run: _Run) -> Iterator[Sentence]:
-    for span in split_sentences(text, run.start, run.end):
-        path = [path for start, path in run.paths if start <= span.start][-1]
-        yield Sentence(span.start, span.end, run.section, path)
+    """Lines that are left after unwrapping are statements of their own, whether or not a full stop ends them."""
+    for line in _LINE.finditer(text, run.start, run.end):
+        for span in split_sentences(text, line.start(), line.end()):
+            path = [path for start, path in run.paths if start <= span.start][-1]
+            yield Sentence(span.start, span.end, run.section, path)

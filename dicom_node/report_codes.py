@@ -139,8 +139,9 @@ _HEADINGS: dict[Section, str] = {
         r"radiological diagnosis|diagnosis|diagnoses)|beurteilung|impresi[oó]n|conclusi[oó]n(es)?|診断|印象|结论|诊断"
     ),
     "findings": (
-        r"((chest|lung|radiographic|radiological|imaging|x-?ray|current|study) )?(findings?|observations?)|"
-        r"(narrative|report|description|results?)( text)?|befund(e|bericht)?|r[eé]sultats?|hallazgos|所見|影像所见"
+        r"((chest|lung|radiographic|radiological|imaging|x-?ray|current|study) )?(findings?|observations?)"
+        r"( ?(/|and|&) ?impressions?)?|(narrative|report|description|results?)( text)?|befund(e|bericht)?|"
+        r"r[eé]sultats?|hallazgos|所見|影像所见"
     ),
     "addendum": r"addend(um|a)|supplement|nachtrag",
     "other": (
@@ -181,9 +182,7 @@ def is_report(ds: Dataset) -> bool:
 def read_concept(item: Dataset, keyword: str) -> Concept | None:
     """Return the first concept of the code sequence `keyword`, or None where there is none."""
     for code in read_items(item, keyword):
-        value = (
-            read_text(code, "CodeValue") or read_text(code, "LongCodeValue") or read_text(code, "URNCodeValue")
-        )
+        value = read_text(code, "CodeValue") or read_text(code, "LongCodeValue") or read_text(code, "URNCodeValue")
         return Concept(value, read_text(code, "CodingSchemeDesignator"), read_text(code, "CodeMeaning"))
     return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import astuple, dataclass
 
 from dicom_node.clock import derive_uid
 from dicom_node.header import read_text
@@ -28,7 +29,8 @@ def result_uids(result: ResultInput) -> ResultUids:
     newest revision. The fallback SOP class of the SR is another instance.
     """
     study = read_text(result.images[0], "StudyInstanceUID")
-    report = read_text(result.report_header, "SOPInstanceUID") if result.report_header is not None else result.report.text
+    header = result.report_header
+    report = read_text(header, "SOPInstanceUID") if header is not None else result.report.text
     content = _content_key(result)
     return ResultUids(
         sr_instance=derive_uid("sr", result.sr_class, *content),
@@ -73,5 +75,18 @@ def _content_key(result: ResultInput) -> tuple[str, ...]:
 
 
 def _digest(findings: tuple[Finding, ...]) -> str:
-    """Return the digest of all that is said of the findings: `repr` of frozen values is exact and stable."""
-    return hashlib.sha256(repr(findings).encode(errors="replace")).hexdigest()
+    """Return the digest of all that is said of the findings; numbers as floats, whatever type they came in."""
+    said = [
+        (
+            finding.phrase,
+            (finding.source.start, finding.source.end) if finding.source is not None else None,
+            finding.image,
+            [[float(value) for value in (*scored.box.xyxy, scored.score)] for scored in finding.boxes],
+            finding.localized,
+            finding.negated,
+            astuple(finding.finding) if finding.finding is not None else None,
+            astuple(finding.site) if finding.site is not None else None,
+        )
+        for finding in findings
+    ]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()

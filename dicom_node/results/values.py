@@ -11,7 +11,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
-from dicom_node.header import read_number
+from dicom_node.header import read_number, read_text
 from dicom_node.report import Report
 from dicom_node.results import codes
 from grounding.types import Box, Finding, Grounding, ScoredBox
@@ -140,6 +140,17 @@ def select_result_marks(result: ResultInput) -> tuple[tuple[Mark, ...], tuple[Re
     return select_marks(result.grounding.findings, sizes, result.options.min_confidence)
 
 
+def is_grayscale(image: Dataset) -> bool:
+    """Tell whether a Grayscale Softcopy Presentation State may refer to the image (PS3.3 A.33.1)."""
+    return read_text(image, "PhotometricInterpretation") in ("MONOCHROME1", "MONOCHROME2")
+
+
+def has_gsps(result: ResultInput, image_index: int, marks: Sequence[Mark]) -> bool:
+    """Tell whether an image gets a presentation state: it is grayscale and at least one box is on it."""
+    wanted = result.options.gsps and is_grayscale(result.images[image_index])
+    return wanted and any(mark.finding.image == image_index for mark in marks)
+
+
 def clip_box(box: Box, rows: int, columns: int) -> Box | None:
     """Return `box` as it is written, float32 within the image, or None where less than a pixel of it is left."""
     corners = np.asarray(box.xyxy, np.float32)
@@ -148,9 +159,7 @@ def clip_box(box: Box, rows: int, columns: int) -> Box | None:
     return Box(x1, y1, x2, y2) if x2 - x1 >= MIN_SIDE and y2 - y1 >= MIN_SIDE else None
 
 
-def _keep_boxes(
-    finding: Finding, sizes: Mapping[int, tuple[int, int]], min_confidence: float
-) -> tuple[ScoredBox, ...]:
+def _keep_boxes(finding: Finding, sizes: Mapping[int, tuple[int, int]], min_confidence: float) -> tuple[ScoredBox, ...]:
     if finding.negated or not finding.localized:
         return ()
     clipped = (

@@ -1,0 +1,43 @@
+"""Where labels of boxes go, in GSPS and overlay: beside their box, inside the picture, not over another label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Rect = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+
+def place_labels(
+    boxes: Sequence[Rect], sizes: Sequence[tuple[float, float]], width: float, height: float
+) -> list[Rect]:
+    """Return a rectangle of each of `sizes` (width, height) for the label of each box, in a picture of width x height.
+
+    Tried in order: above the box, below it, inside its top edge, beside it, then row by row down the picture. A label
+    larger than the picture is cut to it.
+    """
+    placed: list[Rect] = []
+    for box, (wanted_width, wanted_height) in zip(boxes, sizes, strict=True):
+        size = min(wanted_width, width), min(wanted_height, height)
+        candidates = [_keep_inside(corner, size, width, height) for corner in _corners(box, size)]
+        rows = int(height // size[1])
+        candidates += [_keep_inside((box[0], row * size[1]), size, width, height) for row in range(rows)]
+        free = (rect for rect in candidates if not any(_overlap(rect, other) for other in placed))
+        placed.append(next(free, candidates[0]))
+    return placed
+
+
+def _corners(box: Rect, size: tuple[float, float]) -> list[tuple[float, float]]:
+    left, top, right, bottom = box
+    above = [(left, top - size[1])] if top >= size[1] else []
+    return [*above, (left, bottom), (left, top), (right, top), (left - size[0], top), (right - size[0], bottom)]
+
+
+def _keep_inside(corner: tuple[float, float], size: tuple[float, float], width: float, height: float) -> Rect:
+    left = min(max(corner[0], 0.0), width - size[0])
+    top = min(max(corner[1], 0.0), height - size[1])
+    return left, top, left + size[0], top + size[1]
+
+
+def _overlap(one: Rect, other: Rect) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
