@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Lock
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
@@ -29,8 +30,8 @@ class StandInArchive:
             ae.add_supported_context(syntax)
         self._lock = Lock()
         self._instances: dict[str, Dataset] = {}
-        handlers = [(evt.EVT_C_STORE, self._handle_store), (evt.EVT_C_FIND, self._handle_find)]
-        self._server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        handlers: list[Any] = [(evt.EVT_C_STORE, self._handle_store), (evt.EVT_C_FIND, self._handle_find)]
+        self._server: Any = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         self.port: int = self._server.server_address[1]
 
     @property

@@ -52,7 +52,7 @@ StateOption = Annotated[
 
 
 @app.command("list")
-def list_command(
+def list_command(  # noqa: PLR0913 - one parameter per option
     config: ConfigOption = None,
     state: StateOption = None,
     study: Annotated[str | None, typer.Option(metavar="UID", help="Jobs of this Study Instance UID.")] = None,

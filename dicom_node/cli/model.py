@@ -13,6 +13,7 @@ import typer
 from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
 from dicom_node.cli.options import ConfigOption, JsonOption
 from dicom_node.cli.terminal import print_json, print_table
+from dicom_node.clock import utc_now
 from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
 
@@ -62,7 +63,8 @@ def ground(
     """Ground one study offline: images and their report to SR, presentation states, picture and findings.json."""
     from dicom_node.cli.ground import ground_files
 
-    outcome = ground_files(load_settings(config), [*image, *(more or [])], report, out)
+    with plain_model_errors():
+        outcome = ground_files(load_settings(config), utc_now, [*image, *(more or [])], report, out)
     if as_json:
         print_json(outcome.document)
         return
