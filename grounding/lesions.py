@@ -207,9 +207,9 @@ def _effusion(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[Box 
     a = np.clip(chest.u * side, 0, 1.1)
     depth = 0.16 + 0.42 * size
     meniscus = 1 - depth * (0.42 + 0.58 * np.square(a)) - chest.anatomy.dome[side > 0] * 0.35 * size
-    fluid = ramp(chest.v - meniscus, 0.05) * chest.lung[side]
-    box = bounding_box(fluid * (1 - chest.heart) > 0.5)
-    canvas.opaque[:] = np.maximum(canvas.opaque, fluid * (1 - 0.8 * chest.heart))
+    fluid = ramp(chest.v - meniscus, 0.05) * (chest.u * side > 0) * (1 - 0.8 * chest.heart)
+    box = bounding_box(fluid * canvas.lung(side) > 0.5)
+    canvas.opaque[:] = np.maximum(canvas.opaque, fluid)
     return box, "lower", size
 
 
@@ -220,9 +220,11 @@ def _pneumothorax(canvas: Canvas, rng: np.random.Generator, side: int) -> tuple[
     cap = 0.10 + 0.20 * size
     apical = bool(rng.random() < 0.6)
     reach = float(rng.uniform(0.22, 0.42)) if apical else float(rng.uniform(0.55, 0.95))
-    rim = np.maximum(lateral - chest.outer[side], 0.8 * (cap - chest.v)) - 0.4 * np.clip(chest.v - reach + 0.1, 0, 1)
-    space = ramp(rim, 0.02) * chest.lung[side]
-    line = bump(rim, 0.022) * chest.lung[side]
+    wall, roof = lateral - chest.outer[side], 0.8 * (cap - chest.v)
+    rounded = 0.5 * (wall + roof + np.sqrt(np.square(wall - roof) + np.float32(0.006)))  # a maximum without a corner
+    rim = rounded - 0.4 * np.clip(chest.v - reach + 0.1, 0, 1)
+    space = ramp(rim, 0.02) * canvas.lung(side)
+    line = bump(rim, 0.022) * canvas.lung(side)
     box = bounding_box(space > 0.5)
     canvas.bare[:] = np.maximum(canvas.bare, space)
     canvas.added += float(rng.uniform(0.10, 0.18)) * line - float(rng.uniform(0.06, 0.12)) * space

@@ -140,10 +140,11 @@ def _absent(rng: np.random.Generator, lesions: list[Lesion]) -> list[Lesion]:
 def _expose(canvas: Canvas, density: Field, vessels: Field) -> Field:
     """Optical density of the whole patient, findings included."""
     chest = canvas.chest
-    air = (chest.lung[RIGHT] + chest.lung[LEFT]) * (1 - 0.92 * chest.heart)
-    aerated = air * (1 - canvas.opaque)
+    lungs = chest.lung[RIGHT] + chest.lung[LEFT]
+    aerated = lungs * (1 - 0.92 * chest.heart) * (1 - canvas.opaque)
     inside = vessels * aerated * (1 - canvas.bare)
-    return density - chest.anatomy.air * aerated + inside + canvas.added + 0.19 * canvas.opaque + canvas.lines
+    fluid = 0.19 * canvas.opaque * lungs
+    return density - chest.anatomy.air * aerated + inside + canvas.added + fluid + canvas.lines
 
 
 def _film(density: Field, frame: Frame, rng: np.random.Generator) -> Image:
