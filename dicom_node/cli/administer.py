@@ -20,7 +20,10 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Try configuration, database, broker, storage, destinations and model: one line each; exit 1 if any fails."""
+    """Try every part of the node, one line each.
+
+    Configuration, database, broker, storage, every destination and the model; exit status 1 if any fails.
+    """
     from dicom_node.cli.checks import run_checks
 
     checks = []
@@ -35,7 +38,10 @@ def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def show_config(config: ConfigOption = None) -> None:
-    """Print the effective configuration as YAML, secrets masked."""
+    """Print the effective configuration as YAML.
+
+    Passwords are masked.
+    """
     import yaml
 
     typer.echo(yaml.safe_dump(masked(load_settings(config)), sort_keys=False, allow_unicode=True), nl=False)
@@ -44,11 +50,11 @@ def show_config(config: ConfigOption = None) -> None:
 @db_app.command()
 def upgrade(config: ConfigOption = None) -> None:
     """Bring the schema of the job database to this version of the node."""
+    settings = load_settings(config)
     from sqlalchemy.exc import DBAPIError
 
     from dicom_node.queries import upgrade_schema
 
-    settings = load_settings(config)
     try:
         upgrade_schema(settings.database.url)
     except DBAPIError as error:
@@ -59,11 +65,11 @@ def upgrade(config: ConfigOption = None) -> None:
 @db_app.command()
 def current(config: ConfigOption = None) -> None:
     """Print the revision of the schema, and whether it is the one this version needs."""
+    settings = load_settings(config)
     from sqlalchemy.exc import DBAPIError
 
     from dicom_node.queries import check_schema, current_revision, make_engine
 
-    settings = load_settings(config)
     try:
         engine = make_engine(settings.database.url)
         typer.echo(current_revision(engine) or "(no schema)")

@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from dicom_node.errors import NodeError
 from dicom_node.pixels import render
 from grounding import evaluate as evaluation
-from grounding.checkpoint import load_predictor
 from grounding.dataset import load_image, read_manifest
 from grounding.types import Image
 
@@ -29,6 +28,8 @@ Answer = Mapping[str, Any]
 def evaluate_manifest(manifest: Path, model: str, device: str, protocol: Literal["free", "phrase"]) -> Answer:
     """Return the figures of the model on the rows of `manifest`; raises ManifestError, ModelError or NodeError."""
     rows = read_manifest(manifest)
+    from grounding.checkpoint import load_predictor  # torch: seconds, which a wrong manifest need not wait
+
     predictor = load_predictor(model, device)
     read = functools.partial(load_image, read_dicom=read_radiograph)
     with progress_bar() as progress:
@@ -37,6 +38,8 @@ def evaluate_manifest(manifest: Path, model: str, device: str, protocol: Literal
 
 def evaluate_phantoms(count: int, model: str, device: str) -> Answer:
     """Return the figures of the model, free-running, on `count` generated studies."""
+    from grounding.checkpoint import load_predictor
+
     predictor = load_predictor(model, device)
     seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + count)
     with progress_bar() as progress:

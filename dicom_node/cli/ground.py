@@ -23,7 +23,6 @@ from dicom_node.results.gsps import build_gsps
 from dicom_node.results.overlay import draw_overlay
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import Equipment, ResultInput, ResultOptions
-from grounding.checkpoint import load_predictor
 from grounding.dataset import load_image
 from grounding.types import Grounding, Image
 
@@ -66,6 +65,8 @@ def ground_files(settings: Settings, clock: Clock, images: Sequence[Path], repor
     Raises NodeError or ModelError, ManifestError for a picture, each naming the file at fault.
     """
     source = read_source(images, report)
+    from grounding.checkpoint import load_predictor  # torch: seconds, which files that cannot be read need not wait
+
     predictor = load_predictor(settings.model.path, settings.model.device)
     grounding = predictor.ground([picture.pixels for picture in source.pictures], source.report.to_report_text())
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
 from dicom_node.cli.options import ConfigOption, JsonOption, open_sessions, parse_since
 from dicom_node.cli.terminal import print_json, print_table, printable
 from dicom_node.clock import utc_now
-from dicom_node.config import load_settings
+from dicom_node.config import Settings, load_settings
 from dicom_node.errors import NodeError
 
 if TYPE_CHECKING:
@@ -65,17 +64,12 @@ def list_command(  # noqa: PLR0913 - one parameter per option
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the latest first."""
+    after = parse_since(since, utc_now()) if since else None
+    settings = load_settings(config)
     from dicom_node.queries import JobFilter, list_jobs
 
-    wanted = JobFilter(
-        state=state,
-        study=study,
-        patient=patient,
-        accession=accession,
-        since=parse_since(since, utc_now()) if since else None,
-        limit=limit,
-    )
-    with open_sessions(load_settings(config)).begin() as session:
+    wanted = JobFilter(state=state, study=study, patient=patient, accession=accession, since=after, limit=limit)
+    with open_sessions(settings).begin() as session:
         jobs = [job.to_json() for job in list_jobs(session, wanted)]
     if as_json:
         print_json(jobs)
@@ -92,9 +86,10 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show one job: its timeline, findings, results and deliveries."""
+    settings = load_settings(config)
     from dicom_node.queries import show_job
 
-    with open_sessions(load_settings(config)).begin() as session:
+    with open_sessions(settings).begin() as session:
         detail = show_job(session, job_id)
         job = detail.to_json() if detail else None
     if job is None:
@@ -111,9 +106,10 @@ def retry_command(
     config: ConfigOption = None,
 ) -> None:
     """Try jobs again from the step that failed."""
+    settings = load_settings(config)
     from dicom_node.queries import retry_job
 
-    _change(job_ids, config, retry_job, "will be tried again")
+    _change(job_ids, settings, retry_job, "will be tried again")
 
 
 @app.command("cancel")
@@ -121,9 +117,10 @@ def cancel_command(
     job_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Jobs to stop.")], config: ConfigOption = None
 ) -> None:
     """Stop jobs that are under way; what was received is kept."""
+    settings = load_settings(config)
     from dicom_node.queries import cancel_job
 
-    _change(job_ids, config, cancel_job, "cancelled")
+    _change(job_ids, settings, cancel_job, "cancelled")
 
 
 def _unknown(job_id: int) -> str:
@@ -131,10 +128,10 @@ def _unknown(job_id: int) -> str:
 
 
 def _change(
-    job_ids: list[int], config: Path | None, change: Callable[[Session, int, datetime], object], done: str
+    job_ids: list[int], settings: Settings, change: Callable[[Session, int, datetime], object], done: str
 ) -> None:
     """Apply `change` to each job in a transaction of its own; exit 1 if any refused it."""
-    sessions = open_sessions(load_settings(config))
+    sessions = open_sessions(settings)
     refused = 0
     for job_id in job_ids:
         try:

@@ -37,7 +37,10 @@ def demo(
     ),
     config: ConfigOption = None,
 ) -> None:
-    """Show the whole node at work: a generated study in, its results in an archive, checked and drawn."""
+    """Show the whole node at work.
+
+    A generated study goes in over DICOM; its results arrive in a stand-in archive, are checked and drawn.
+    """
     from dicom_node.cli.demo import run_demo
 
     document = run_demo(load_settings(config).model, out)
@@ -60,7 +63,10 @@ def ground(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ground one study offline: images and their report to SR, presentation states, picture and findings.json."""
+    """Ground one study offline, from files.
+
+    Images and their report become SR, presentation states (DICOM images only), overlay.png and findings.json.
+    """
     from dicom_node.cli.ground import ground_files
 
     with plain_model_errors():
@@ -79,7 +85,10 @@ def train(
         Path, typer.Option("--config", exists=True, dir_okay=False, metavar="FILE", help="The training recipe, YAML.")
     ],
 ) -> None:
-    """Train a model by a recipe; grounding/configs/small.yaml is the shipped model's."""
+    """Train a model by a recipe.
+
+    grounding/configs/small.yaml is the recipe of the model that ships with the node.
+    """
     import logging
 
     from grounding.train import train as run
@@ -104,7 +113,10 @@ def evaluate(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a model on a grounding set, next to a control that sees no pixels."""
+    """Score a model on a grounding set.
+
+    The same figures are measured for a control that sees no pixels.
+    """
     from dicom_node.cli.evaluation import evaluate_manifest, evaluate_phantoms, figure_rows
 
     if (manifest is None) == (phantoms is None):

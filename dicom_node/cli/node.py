@@ -22,18 +22,22 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def up(config: ConfigOption = None) -> None:
-    """Run the whole node: receiver, scheduler, workers and console; Ctrl-C stops it."""
+    """Run the whole node; Ctrl-C stops it.
+
+    Receiver, scheduler, workers and console start as processes of this one; the schema is upgraded before.
+    """
+    settings = begin("node", config)
     from workers.main import run_node
 
-    run_node(begin("node", config), config)
+    run_node(settings, config)
 
 
 def receiver(config: ConfigOption = None) -> None:
     """Run the receiver: Storage SCP and C-ECHO."""
+    settings = begin("receiver", config)
     from dicom_node.scp import start_receiver
     from dicom_node.storage import FileStorage
 
-    settings = begin("receiver", config)
     sessions = open_sessions(settings)
     stop = stop_event()
     try:
@@ -48,24 +52,36 @@ def worker(
     config: ConfigOption = None,
     queues: Annotated[str, typer.Option(metavar="gpu,io", help="The queues to serve.")] = ",".join(QUEUES),
 ) -> None:
-    """Run a worker: `gpu` grounds studies, `io` writes and delivers results."""
+    """Run a worker.
+
+    The queue `gpu` grounds studies, `io` writes and delivers results.
+    """
+    served = parse_queues(queues)
+    settings = begin(f"worker-{'-'.join(served)}", config)
     from workers.main import run_worker
 
-    run_worker(begin("worker", config), parse_queues(queues))
+    run_worker(settings, served)
 
 
 def scheduler(config: ConfigOption = None) -> None:
-    """Run the scheduler: closes studies that are complete, and rings for jobs that are due."""
+    """Run the scheduler.
+
+    It closes studies that are complete, and rings for jobs that are due.
+    """
+    settings = begin("scheduler", config)
     from workers.main import run_scheduler
 
-    run_scheduler(begin("scheduler", config))
+    run_scheduler(settings)
 
 
 def console(config: ConfigOption = None) -> None:
-    """Run the console: job list, JSON, health and metrics over HTTP."""
+    """Run the console: HTTP on this host.
+
+    It shows jobs as pages and as JSON, health and metrics.
+    """
+    settings = begin("console", config)
     from dicom_node.console.server import make_server
 
-    settings = begin("console", config)
     sessions = open_sessions(settings)
     stop = stop_event()
     try:

@@ -62,11 +62,11 @@ def describe_database_error(settings: Settings, error: BaseException | None) -> 
 def parse_since(text: str, now: datetime) -> datetime:
     """Return the instant that `text` means: 45m, 2h, 3d ago, or an ISO time (UTC unless it names its zone)."""
     text = text.strip()
-    if match := _AGO.match(text):
-        return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
     try:
+        if match := _AGO.match(text):
+            return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
         instant = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise typer.BadParameter(
             f"{text!r} is neither an age such as 45m, 2h or 3d nor a time such as 2026-01-31T12:00"
         ) from None
