@@ -12,9 +12,7 @@ from grounding.types import Box
 
 UNIT = Box(0, 0, 10, 10)
 corner = st.integers(0, 20)
-boxes = st.builds(
-    lambda x, y, w, h: Box(x, y, x + w, y + h), corner, corner, st.integers(1, 20), st.integers(1, 20)
-)
+boxes = st.builds(lambda x, y, w, h: Box(x, y, x + w, y + h), corner, corner, st.integers(1, 20), st.integers(1, 20))
 regions = st.lists(boxes, min_size=1, max_size=4)
 
 

@@ -54,7 +54,8 @@ def test_words_do_not_change_with_the_number_of_pixels() -> None:
 def test_boxes_scale_with_the_image() -> None:
     """Seed 1 at two sizes: the same finding lies in the same place of the film."""
     (small,), (large,) = (
-        [lesion.boxes[0] for lesion in draw(1, (side, side))[1] if lesion.label == "cardiomegaly"] for side in (128, 512)
+        [lesion.boxes[0] for lesion in draw(1, (side, side))[1] if lesion.label == "cardiomegaly"]
+        for side in (128, 512)
     )
     np.testing.assert_allclose(np.array(large.xyxy), 4 * np.array(small.xyxy), atol=8)
 
