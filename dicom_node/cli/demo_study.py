@@ -27,10 +27,12 @@ SECTION_CODES = {
     "FINDINGS": ("59776-5", "LN", "Findings"),
     "IMPRESSION": ("19005-8", "LN", "Impressions"),
     "INDICATION": ("18785-6", "LN", "Indications for Procedure"),
+    "CLINICAL HISTORY": ("11329-0", "LN", "History"),
+    "HISTORY": ("11329-0", "LN", "History"),
     "TECHNIQUE": ("55111-9", "LN", "Current Procedure Descriptions"),
     "COMPARISON": ("18834-2", "LN", "Previous Findings"),
 }
-"""Section titles of generated reports to the codes of TID 2000 and CID 7001."""
+"""Section titles of generated reports to codes of CID 7001."""
 
 OTHER_SECTION = ("121070", "DCM", "Findings")
 

@@ -41,9 +41,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 COMMANDS = (
-    "up receiver worker scheduler console demo ground train evaluate check config db jobs"
-    " db:upgrade db:current jobs:list jobs:show jobs:retry jobs:cancel"
-).split()
+    *("up", "receiver", "worker", "scheduler", "console"),
+    *("demo", "ground", "train", "evaluate", "check", "config", "db", "jobs"),
+    *("db:upgrade", "db:current", "jobs:list", "jobs:show", "jobs:retry", "jobs:cancel"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
