@@ -12,6 +12,8 @@ from collections.abc import Callable
 from datetime import timedelta, timezone, tzinfo
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
@@ -117,6 +119,20 @@ def first_value(value: Any) -> Any:
     if isinstance(value, (list, tuple, MultiValue)):
         return value[0] if len(value) else None
     return value
+
+
+def read_lut(lut: Dataset) -> tuple[int, int, NDArray[np.uint16]] | None:
+    """Return first mapped value, bits per entry and entries of a LUT item (PS3.3 C.11.1.1), None for a broken one."""
+    try:
+        entries, first, bits = (int(value) for value in read_value(lut, "LUTDescriptor"))
+        raw, entries = read_value(lut, "LUTData"), entries or 65536
+        if not isinstance(raw, bytes):
+            table = np.asarray(raw, np.uint16)
+        else:
+            table = np.frombuffer(raw, np.uint8 if len(raw) < 2 * entries else "<u2").astype(np.uint16)
+    except DECODE_ERRORS:
+        return None
+    return (first, bits, table[:entries]) if len(table) >= entries and 8 <= bits <= 16 else None
 
 
 def read_timezone(ds: Dataset) -> tzinfo | None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
 from dicom_node.errors import NotApplicableError
-from dicom_node.header import DECODE_ERRORS, read_items, read_number, read_text, read_value
+from dicom_node.header import DECODE_ERRORS, read_items, read_lut, read_number, read_text, read_value
 from grounding.types import Image
 
 Values = NDArray[np.float64]
@@ -151,14 +151,26 @@ def _find_padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
 
 def _apply_modality(ds: Dataset, stored: NDArray[Any]) -> Values:
     """Return modality values: a Modality LUT Sequence wins over rescale; an unusable one leaves the stored values."""
-    slope = read_number(ds, "RescaleSlope")
-    try:
-        if read_items(ds, "ModalityLUTSequence") or slope:
-            values = np.asarray(apply_modality_lut(stored, ds), np.float64)
-            return values if np.isfinite(values).all() else _finite(stored)
-    except DECODE_ERRORS:
-        pass
-    return _finite(stored)
+    values = _finite(stored)
+    for item in read_items(ds, "ModalityLUTSequence")[:1]:
+        looked_up = _look_up(item, values)
+        if looked_up is not None:
+            return looked_up
+    slope, intercept = read_number(ds, "RescaleSlope"), read_number(ds, "RescaleIntercept")
+    if not slope or intercept is None:
+        return values
+    with np.errstate(over="ignore", invalid="ignore"):
+        rescaled = values * slope + intercept
+    return rescaled if np.isfinite(rescaled).all() else values
+
+
+def _look_up(item: Dataset, values: Values) -> Values | None:
+    """Return the entries of a LUT for `values`; those outside take its first or last (PS3.3 C.11.1.1)."""
+    lut = read_lut(item)
+    if lut is None:
+        return None
+    first, _, table = lut
+    return np.asarray(table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)], np.float64)
 
 
 def _finite(stored: NDArray[Any]) -> Values:
@@ -210,12 +222,8 @@ def _window(ds: Dataset, values: Values) -> Values | None:
 
 def _voi_lut(ds: Dataset, values: Values) -> Values | None:
     """Apply the first VOI LUT (PS3.3 C.11.2.1.1), None where there is none that is usable."""
-    luts = read_items(ds, "VOILUTSequence")
-    if not luts or not np.equal(np.mod(values, 1), 0).all():
-        return None
-    try:
-        bits = int(luts[0].LUTDescriptor[2])
-        looked_up = np.asarray(apply_voi(values.astype(np.int64), ds, index=0), np.float64)
-    except DECODE_ERRORS:
-        return None
-    return looked_up / (2.0**bits - 1.0) if 8 <= bits <= 16 else None
+    for item in read_items(ds, "VOILUTSequence")[:1]:
+        lut, looked_up = read_lut(item), _look_up(item, values)
+        if lut is not None and looked_up is not None:
+            return looked_up / (2.0 ** lut[1] - 1.0)
+    return None

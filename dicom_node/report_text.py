@@ -11,6 +11,9 @@ from dicom_node.report_codes import HEADING, STATED, Section, find_heading
 _BREAKING = "br|p|div|li|ul|ol|h[1-6]|tr|table|pre"
 _BREAKING_TAG = re.compile(rf"</?(?:{_BREAKING})\b[^<>]*>", re.I)
 _MARKUP = re.compile(rf"</?(?:{_BREAKING}|span|b|i|u|em|strong|font|html|body|head|td)\b[^<>]*>", re.I)
+_ESCAPE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
+"""ISO 2022 escape sequence; pydicom leaves that of ISO 2022 IR 58 in the text."""
+
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 _BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]+")
 _WRAPPED = re.compile(r"(?<![.:;!?。\n])\n(?=[a-z])|(?<=[^\n]{50})(?<![.:;!?。\n])\n(?=[^\n\-*•\d ])")
@@ -35,7 +38,7 @@ def clean_text(raw: str) -> str:
     if _MARKUP.search(text):
         text = _MARKUP.sub("", _BREAKING_TAG.sub("\n", text))
         text = html.unescape(text)
-    text = _BLANKS.sub(" ", _INVISIBLE.sub("", text))
+    text = _BLANKS.sub(" ", _INVISIBLE.sub("", _ESCAPE.sub("", text)))
     text = re.sub(r" ?\n ?", "\n", text)
     text = _WRAPPED.sub(" ", re.sub(r"\n{3,}", "\n\n", text))
     return text.strip()

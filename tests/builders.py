@@ -7,6 +7,7 @@ passed as an extra argument to replace a default; the value None removes the att
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.clock import derive_uid
+from dicom_node.report import Report, read_report
+from dicom_node.results.values import ResultInput
+from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 
 CR_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
 DX_PRESENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -39,6 +43,12 @@ CodeTuple = tuple[str, str, str]
 
 MARKS = {"effusion": (60, 100, 74, 116), "pneumothorax": (12, 20, 30, 44), "nodule": (36, 60, 42, 66)}
 """Half-open pixel extents (column0, row0, column1, row1) of the bright rectangles in the default radiograph."""
+
+MODEL = ModelIdentity("KnowMVG test", "1.2.3", "ab" * 32)
+CREATED_AT = datetime(2026, 1, 2, 12, 30, 15, tzinfo=UTC)
+EFFUSION = Concept("60046008", "SCT", "Pleural effusion")
+PNEUMOTHORAX = Concept("36118008", "SCT", "Pneumothorax")
+PLEURA = Concept("3120008", "SCT", "Pleura")
 
 
 def make_pixels(rows: int = 140, columns: int = 96, bits: int = 12) -> NDArray[np.uint16]:
@@ -180,6 +190,63 @@ def make_language(code: CodeTuple = ("en", "RFC5646", "English")) -> Dataset:
     """Return the language modifier that stands first in a report."""
     name = ("121049", "DCM", "Language of Content Item and Descendants")
     return make_item("CODE", name, "HAS CONCEPT MOD", ConceptCodeSequence=[make_code(*code)])
+
+
+def make_finding(
+    phrase: str,
+    *boxes: tuple[float, float, float, float],
+    score: float = 0.8,
+    image: int = 0,
+    report: Report | None = None,
+    **values: Any,
+) -> Finding:
+    """Return a finding with `boxes` (left, top, right, bottom), its source the first place of `phrase` in `report`."""
+    start = report.text.find(phrase) if report is not None else -1
+    source = Span(start, start + len(phrase)) if start >= 0 else None
+    scored = tuple(ScoredBox(Box(*box), score) for box in boxes)
+    values = {"localized": bool(boxes), "negated": False, **values}
+    return Finding(phrase, source, image, scored, **values)
+
+
+def make_findings(report: Report | None = None) -> tuple[Finding, ...]:
+    """Return two findings with the boxes of `MARKS`, a negated phrase and one that was not found."""
+    return (
+        make_finding(
+            "Small left pleural effusion",
+            MARKS["effusion"],
+            score=0.83,
+            report=report,
+            finding=EFFUSION,
+            site=Site(PLEURA, "left"),
+        ),
+        make_finding(
+            "Right apical pneumothorax measuring 2 cm",
+            MARKS["pneumothorax"],
+            score=0.41,
+            report=report,
+            finding=PNEUMOTHORAX,
+            site=Site(PLEURA, "right"),
+        ),
+        make_finding(
+            "Heart size is normal",
+            report=report,
+            negated=True,
+            finding=Concept("8186001", "SCT", "Cardiomegaly"),
+        ),
+        make_finding("Left effusion", report=report, finding=EFFUSION),
+    )
+
+
+def make_result_input(
+    *images: Dataset, report: Dataset | None = None, findings: Sequence[Finding] | None = None, **values: Any
+) -> ResultInput:
+    """Return what results are built from: one radiograph and its report with `make_findings`, unless told otherwise."""
+    images = images or (make_cxr_dataset(),)
+    header = report if report is not None else make_report_dataset(image=images[0])
+    text = read_report(header)
+    said = make_findings(text) if findings is None else tuple(findings)
+    values = {"created_at": CREATED_AT, **values}
+    return ResultInput(images, header, text, Grounding(MODEL, said), **values)
 
 
 def encode(ds: Dataset) -> bytes:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import highdicom as hd
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node.header import DECODE_ERRORS, read_items, read_number, read_text, read_value
+from dicom_node.header import read_items, read_lut, read_number, read_text
 
 
 def build_modality(image: Dataset) -> hd.ModalityLUTTransformation | None:
     """Return the image's Modality LUT, else its rescale, else None (identity)."""
     for lut in read_items(image, "ModalityLUTSequence")[:1]:
-        values = _read_lut(lut)
+        values = read_lut(lut)
         if values is not None:
             table = hd.ModalityLUT(
                 lut_type=read_text(lut, "ModalityLUTType") or "US",
                 first_mapped_value=values[0],
-                lut_data=values[1],
+                lut_data=values[2],
                 lut_explanation=read_text(lut, "LUTExplanation") or None,
             )
+            table.LUTDescriptor = [len(values[2]) % 65536, values[0], values[1]]
             return hd.ModalityLUTTransformation(modality_lut=table)
     slope, intercept = read_number(image, "RescaleSlope"), read_number(image, "RescaleIntercept")
     if not slope or intercept is None or not np.isfinite((slope, intercept)).all():
@@ -42,10 +40,11 @@ def build_voi(image: Dataset) -> hd.pr.SoftcopyVOILUTTransformation | None:
             voi_lut_function=function if function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") else None,
         )
     for lut in read_items(image, "VOILUTSequence")[:1]:
-        values = _read_lut(lut)
+        values = read_lut(lut)
         if values is not None:
             explanation = read_text(lut, "LUTExplanation") or None
-            table = hd.VOILUT(first_mapped_value=values[0], lut_data=values[1], lut_explanation=explanation)
+            table = hd.VOILUT(first_mapped_value=values[0], lut_data=values[2], lut_explanation=explanation)
+            table.LUTDescriptor = [len(values[2]) % 65536, values[0], values[1]]
             return hd.pr.SoftcopyVOILUTTransformation(voi_luts=[table])
     return None
 
@@ -54,16 +53,3 @@ def build_presentation(image: Dataset) -> hd.PresentationLUTTransformation:
     """Return INVERSE for MONOCHROME1: a presentation state overrides the photometric interpretation (PS3.4 N.2.1.4)."""
     inverse = read_text(image, "PhotometricInterpretation") == "MONOCHROME1"
     return hd.PresentationLUTTransformation(presentation_lut_shape="INVERSE" if inverse else "IDENTITY")
-
-
-def _read_lut(lut: Dataset) -> tuple[int, NDArray[Any]] | None:
-    """Return first mapped value and entries, None for a table that cannot be read."""
-    try:
-        entries, first, bits = (int(value) for value in read_value(lut, "LUTDescriptor"))
-        raw = read_value(lut, "LUTData")
-        table = np.frombuffer(raw, np.uint16) if isinstance(raw, bytes) else np.asarray(raw, np.uint16)
-    except DECODE_ERRORS:
-        return None
-    if not 8 <= bits <= 16 or len(table) != (entries or 65536):
-        return None
-    return first, table.astype(np.uint8) if bits == 8 else table
