@@ -24,7 +24,7 @@ from dicom_node.results.overlay import draw_overlay
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import Equipment, ResultInput, ResultOptions
 from grounding.dataset import load_image
-from grounding.types import Grounding, Image
+from grounding.types import Grounder, Grounding, Image
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,9 @@ class Outcome:
     notes: tuple[str, ...]
 
 
-def ground_files(settings: Settings, clock: Clock, images: Sequence[Path], report: Path, out: Path) -> Outcome:
-    """Ground the study in `images` and `report`, and write its results into the folder `out`.
-
-    Raises NodeError or ModelError, ManifestError for a picture, each naming the file at fault.
-    """
-    source = read_source(images, report)
-    from grounding.checkpoint import load_predictor  # torch: seconds, which files that cannot be read need not wait
-
-    predictor = load_predictor(settings.model.path, settings.model.device)
-    grounding = predictor.ground([picture.pixels for picture in source.pictures], source.report.to_report_text())
+def ground_source(source: Source, grounder: Grounder, settings: Settings, clock: Clock, out: Path) -> Outcome:
+    """Ground a study and write its results into the folder `out`; raises NodeError if they cannot be written."""
+    grounding = grounder.ground([picture.pixels for picture in source.pictures], source.report.to_report_text())
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = [
@@ -83,7 +76,11 @@ def ground_files(settings: Settings, clock: Clock, images: Sequence[Path], repor
 
 
 def read_source(images: Sequence[Path], report: Path) -> Source:
-    """Return the study in the files; raises NodeError unless all DICOM files are of one patient and one study."""
+    """Return the study in the files.
+
+    Raises NodeError that names the file at fault (ManifestError for a PNG or JPEG), or the first two DICOM files that
+    are not of one patient and one study.
+    """
     pictures = tuple(_read_picture(path) for path in images)
     header = read_dicom(report) if is_dicom(report) else None
     text = read_report(header) if header is not None else read_plain_report(_read_utf8(report))

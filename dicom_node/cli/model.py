@@ -67,10 +67,15 @@ def ground(
 
     Images and their report become SR, presentation states (DICOM images only), overlay.png and findings.json.
     """
-    from dicom_node.cli.ground import ground_files
+    from dicom_node.cli.ground import ground_source, read_source
 
+    settings = load_settings(config)
     with plain_model_errors():
-        outcome = ground_files(load_settings(config), utc_now, [*image, *(more or [])], report, out)
+        source = read_source([*image, *(more or [])], report)
+        from grounding.checkpoint import load_predictor  # torch: seconds, which a file at fault need not wait
+
+        predictor = load_predictor(settings.model.path, settings.model.device)
+        outcome = ground_source(source, predictor, settings, utc_now, out)
     if as_json:
         print_json(outcome.document)
         return
