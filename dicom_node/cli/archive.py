@@ -42,7 +42,9 @@ class StandInArchive:
 
     def stop(self) -> None:
         """Stop listening."""
-        self._server.shutdown()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
 
     def _handle_store(self, event: Event) -> int:
         ds = event.dataset
