@@ -1,4 +1,4 @@
-"""Evaluation by predictors whose answers are known: what is scored, matched, counted, and what the blind control sees."""
+"""Evaluation of predictors whose answers are known: what is scored, matched, counted, and what the control sees."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_progress_counts_pictures(oracle: FakePredictor) -> None:
 
 def test_picture_of_another_size_than_the_manifest_says_is_refused(oracle: FakePredictor, tmp_path: Path) -> None:
     row = ManifestRow("r7", tmp_path / "p.png", 30, 20, "mass", (Box(1, 1, 5, 5),), present=True)
-    with pytest.raises(ManifestError, match="row r7: .* is 20 x 30 pixels, not 30 x 20"):
+    with pytest.raises(ManifestError, match=r"row r7: .* is 20 x 30 pixels, not 30 x 20"):
         evaluate(oracle, [row], "phrase", read_image=lambda _: np.zeros((30, 20), np.float32))
 
 

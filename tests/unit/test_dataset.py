@@ -86,7 +86,7 @@ def test_broken_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
 def test_empty_missing_and_binary_manifests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="has no rows"):
         read_manifest(write_manifest(tmp_path, "", " "))
-    with pytest.raises(ManifestError, match="cannot read the manifest .*nowhere"):
+    with pytest.raises(ManifestError, match=r"cannot read the manifest .*nowhere"):
         read_manifest(tmp_path / "nowhere.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ManifestError, match="cannot read the manifest"):

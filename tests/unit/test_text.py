@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_sentences_of(text: str, expected: list[str]) -> None:
 @given(st.text(alphabet="ab .,;:!?1-\n", max_size=80))
 def test_sentences_are_ordered_trimmed_and_lose_no_letter(text: str) -> None:
     spans = split_sentences(text)
-    assert all(first.end <= second.start for first, second in zip(spans, spans[1:], strict=False))
+    assert all(first.end <= second.start for first, second in pairwise(spans))
     assert all(text[s.start : s.end] == text[s.start : s.end].strip() != "" for s in spans)
     kept = "".join(text[s.start : s.end] for s in spans)
     assert [x for x in kept if x.isalpha()] == [x for x in text if x.isalpha()]
@@ -90,7 +92,13 @@ def test_any_text_is_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("title", "expected"),
-    [("FINDINGS", True), ("Findings and Impression", True), ("Reason for Exam", False), ("Technique:", False), ("Lungs", None)],
-)  # fmt: skip
+    [
+        ("FINDINGS", True),
+        ("Findings and Impression", True),
+        ("Reason for Exam", False),
+        ("Technique:", False),
+        ("Lungs", None),
+    ],
+)
 def test_heading(title: str, expected: bool | None) -> None:
     assert is_used_heading(title) is expected
