@@ -106,7 +106,7 @@ def test_eight_bit_grey_keeps_its_levels(tmp_path: Path) -> None:
 
 def test_sixteen_bit_grey_is_stretched(tmp_path: Path) -> None:
     image = load_image(save(tmp_path, np.array([[1000, 2000], [3000, 3000]], np.uint16)))
-    np.testing.assert_allclose(image, [[0, 0.5], [1, 1]], atol=1e-6)
+    np.testing.assert_allclose(image, np.array([[0, 0.5], [1, 1]]), atol=1e-6)
 
 
 def test_constant_sixteen_bit_picture_is_black(tmp_path: Path) -> None:
