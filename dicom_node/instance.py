@@ -1,0 +1,323 @@
+"""The identity of a received instance, and the facts that decisions about its study need. Pure: bytes in, values out.
+
+Only the header is read, never pixels or a report's content. Texts may be of any length and any content here; what a
+decision cannot use is empty or None, and only the UIDs are required.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import asdict, dataclass, fields
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
+
+from dicom_node.errors import InvalidInstanceError
+from dicom_node.header import MANUFACTURER, read_items, read_number, read_text, read_value
+
+Role = Literal["image", "report", "other"]
+
+CR_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
+DX_PRESENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.1.1"
+DX_PROCESSING_STORAGE = "1.2.840.10008.5.1.4.1.1.1.1.1"
+IMAGE_CLASSES = (CR_STORAGE, DX_PRESENTATION_STORAGE)
+
+REPORT_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.88.11",  # Basic Text SR
+    "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
+    "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
+    "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+    "1.2.840.10008.5.1.4.1.1.88.35",  # Extensible SR
+)
+"""SOP classes that may hold a radiologist's report; the others (dose, CAD, key objects, logs) never do."""
+
+DOCUMENT_CLASSES = ("1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.11.")
+"""Beginnings of the SOP Class UIDs of structured reports and presentation states: what the node itself writes."""
+
+NOT_REPORT_TITLES = {
+    ("126000", "DCM"),  # Imaging Measurement Report: TID 1500, software writes it
+    ("126001", "DCM"),  # Oncology Measurement Report
+    ("113701", "DCM"),  # X-Ray Radiation Dose Report
+    ("113811", "DCM"),  # Comprehensive X-Ray Radiation Dose Report
+    ("111036", "DCM"),  # Mammography CAD Report
+    ("112000", "DCM"),  # Chest CAD Report
+    ("112220", "DCM"),  # Colon CAD Report
+    ("121144", "DCM"),  # Document Title of a Procedure Log
+}
+"""Document titles under which no radiologist writes, whatever the SOP class."""
+
+DEFLATED = (
+    DeflatedExplicitVRLittleEndian,
+    "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
+    "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+)
+MAX_HEADER_BYTES = 2 * 1024**2
+"""Read, and inflated, at most: headers are kilobytes, but a megabyte of empty items costs 100 MB, and a megabyte of a
+deflated dataset may hold a gigabyte."""
+
+MAX_TEXT = 256
+"""Characters of a header text that are kept; PS3.5 6.2 allows 64."""
+
+MAX_VALUES = 16
+MAX_REFERENCES = 1000
+
+_FIRST_AFTER_META = Tag(0x0003, 0x0000)
+_CONTENT_SEQUENCE = Tag("ContentSequence")
+"""The content of a report begins here; every attribute that is read stands before it, and pixels after it."""
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+_KEYWORDS = (
+    "SpecificCharacterSet",
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "ContentDate",
+    "ContentTime",
+    "AccessionNumber",
+    "Modality",
+    "PresentationIntentType",
+    "Manufacturer",
+    "ContributingEquipmentSequence",
+    "PatientID",
+    "BodyPartExamined",
+    "ViewPosition",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "InstanceNumber",
+    "PatientOrientation",
+    "Rows",
+    "Columns",
+    "ViewCodeSequence",
+    "ConceptNameCodeSequence",
+    "CurrentRequestedProcedureEvidenceSequence",
+    "CompletionFlag",
+    "VerificationFlag",
+    "PreliminaryFlag",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What is known of an instance from its header. Absent texts are empty, absent numbers None.
+
+    `view_code` and `title` are code value and coding scheme designator; `content_datetime` is sortable text
+    (YYYYMMDDHHMMSS.ffffff, local time as written); `evidence` the SOP Instance UIDs that a report says it is about
+    (Current Requested Procedure Evidence, PS3.3 C.17.2).
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    modality: str = ""
+    patient_id: str = ""
+    accession_number: str = ""
+    is_own_result: bool = False
+    image_type: tuple[str, ...] = ()
+    presentation_intent: str = ""
+    rows: int | None = None
+    columns: int | None = None
+    view_position: str = ""
+    view_code: tuple[str, str] = ("", "")
+    patient_orientation: tuple[str, ...] = ()
+    body_part: str = ""
+    series_number: int | None = None
+    instance_number: int | None = None
+    title: tuple[str, str] = ("", "")
+    completion_flag: str = ""
+    verification_flag: str = ""
+    preliminary_flag: str = ""
+    content_datetime: str = ""
+    evidence: tuple[str, ...] = ()
+
+    @property
+    def role(self) -> Role:
+        """What the instance is to the node: an image to ground on, a report to ground, or neither."""
+        if self.is_own_result:
+            return "other"
+        if self.sop_class_uid in IMAGE_CLASSES:
+            return "other" if self.presentation_intent == "FOR PROCESSING" else "image"
+        if self.sop_class_uid in REPORT_CLASSES and self.title not in NOT_REPORT_TITLES:
+            return "report"
+        return "other"
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Instance:
+        """Return the instance that `facts` came from; unknown facts of other versions are left out."""
+        names = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {name: value for name, value in facts.items() if name in names}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values)
+
+
+def read_instance(source: Path | bytes) -> Instance:
+    """Return the identity and facts of the DICOM file `source`. Total: raises InvalidInstanceError and nothing else."""
+    try:
+        return _read(source)
+    except InvalidInstanceError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged input: the one broad catch of the node
+        raise InvalidInstanceError(f"not a readable DICOM instance: {type(error).__name__}") from error
+
+
+def is_valid_uid(uid: str) -> bool:
+    """Tell whether `uid` can name a file and a row: digits and dots, at most 64 characters (PS3.5 9.1)."""
+    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
+
+
+def _read(source: Path | bytes) -> Instance:
+    if isinstance(source, bytes):
+        return _describe(*_read_header(BytesIO(source)))
+    with source.open("rb") as file:
+        return _describe(*_read_header(file))
+
+
+class _BudgetedReader:
+    """A file of which only so many bytes may be read (skipping is free); a claimed length is never allocated."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, MAX_HEADER_BYTES
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left:
+            raise InvalidInstanceError(f"its header is longer than {MAX_HEADER_BYTES} bytes, or claims to be")
+        self._left -= size
+        return self._file.read(size)
+
+
+def _read_header(file: BinaryIO) -> tuple[Dataset, str]:
+    """Return the dataset up to the content, and the Transfer Syntax UID."""
+    reader: Any = _BudgetedReader(file)
+    read_preamble(reader, force=False)
+    meta = read_dataset(reader, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)
+    syntax = UID(read_text(meta, "TransferSyntaxUID"))
+    if not is_valid_uid(syntax):
+        raise InvalidInstanceError("its File Meta Information has no Transfer Syntax UID")
+    if syntax in DEFLATED:
+        reader = _BudgetedReader(BytesIO(_inflate(file)))
+    ds = read_dataset(
+        reader,
+        is_implicit_VR=syntax == ImplicitVRLittleEndian,
+        is_little_endian=syntax != ExplicitVRBigEndian,
+        stop_when=_at_content,
+        specific_tags=[Tag(keyword) for keyword in _KEYWORDS],
+    )
+    return ds, str(syntax)
+
+
+def _inflate(file: BinaryIO) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MAX_HEADER_BYTES), MAX_HEADER_BYTES)
+
+
+def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return bool(tag >= _FIRST_AFTER_META)
+
+
+def _at_content(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return bool(tag >= _CONTENT_SEQUENCE)
+
+
+def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
+    sop_class_uid = _required_uid(ds, "SOPClassUID")
+    return Instance(
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=_required_uid(ds, "SOPInstanceUID"),
+        study_instance_uid=_required_uid(ds, "StudyInstanceUID"),
+        series_instance_uid=_required_uid(ds, "SeriesInstanceUID"),
+        transfer_syntax_uid=transfer_syntax_uid,
+        modality=_text(ds, "Modality"),
+        patient_id=_text(ds, "PatientID"),
+        accession_number=_text(ds, "AccessionNumber"),
+        is_own_result=sop_class_uid.startswith(DOCUMENT_CLASSES) and _is_made_here(ds),
+        image_type=_texts(ds, "ImageType"),
+        presentation_intent=_text(ds, "PresentationIntentType").upper(),
+        rows=_number(ds, "Rows"),
+        columns=_number(ds, "Columns"),
+        view_position=_text(ds, "ViewPosition").upper(),
+        view_code=_code(ds, "ViewCodeSequence"),
+        patient_orientation=_texts(ds, "PatientOrientation"),
+        body_part=_text(ds, "BodyPartExamined").upper(),
+        series_number=_number(ds, "SeriesNumber"),
+        instance_number=_number(ds, "InstanceNumber"),
+        title=_code(ds, "ConceptNameCodeSequence"),
+        completion_flag=_text(ds, "CompletionFlag").upper(),
+        verification_flag=_text(ds, "VerificationFlag").upper(),
+        preliminary_flag=_text(ds, "PreliminaryFlag").upper(),
+        content_datetime=_text(ds, "ContentDate") + _text(ds, "ContentTime").replace(":", ""),
+        evidence=_evidence(ds),
+    )
+
+
+def _required_uid(ds: Dataset, keyword: str) -> str:
+    uid = _text(ds, keyword)
+    if not uid:
+        raise InvalidInstanceError(f"it has no {keyword}")
+    if not is_valid_uid(uid):
+        raise InvalidInstanceError(f"its {keyword} is not a UID of at most 64 digits and dots")
+    return uid
+
+
+def _is_made_here(ds: Dataset) -> bool:
+    """Tell by General Equipment and Contributing Equipment whether this node, or one like it, wrote the instance."""
+    return any(
+        _text(equipment, "Manufacturer") == MANUFACTURER
+        for equipment in (ds, *read_items(ds, "ContributingEquipmentSequence"))
+    )
+
+
+def _evidence(ds: Dataset) -> tuple[str, ...]:
+    uids = (
+        _text(instance, "ReferencedSOPInstanceUID")
+        for study in read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
+        for series in read_items(study, "ReferencedSeriesSequence")
+        for instance in read_items(series, "ReferencedSOPSequence")
+    )
+    return tuple(islice(filter(is_valid_uid, uids), MAX_REFERENCES))
+
+
+def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
+    items = read_items(ds, keyword)
+    return (_text(items[0], "CodeValue"), _text(items[0], "CodingSchemeDesignator")) if items else ("", "")
+
+
+def _text(ds: Dataset, keyword: str) -> str:
+    return _clean(read_text(ds, keyword))
+
+
+def _texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
+    value = read_value(ds, keyword)
+    if not value:
+        return ()
+    values = [value] if isinstance(value, str) else list(value)[:MAX_VALUES]
+    return tuple(_clean(str(single)).upper() for single in values)
+
+
+def _clean(text: str) -> str:
+    """Return `text` as any database can keep it: no control characters, no halves of surrogate pairs, not endless."""
+    return _CONTROL.sub("", text[:MAX_TEXT]).encode("utf-8", "replace").decode().strip()
+
+
+def _number(ds: Dataset, keyword: str) -> int | None:
+    value = read_number(ds, keyword)
+    return int(value) if value is not None and abs(value) < 2**31 else None

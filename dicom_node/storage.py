@@ -1,0 +1,146 @@
+"""Bytes on disk: what is put under a key is either there whole and synced, or not there at all.
+
+New bytes are written to `incoming`, synced, and renamed; what a crash leaves there is swept at the next start. Keys
+are relative paths made by `instance_key` and `result_key`, the only two places that name files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+INCOMING = "incoming"
+CHUNK_BYTES = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file in storage: its key, the SHA-256 of its content, its size in bytes."""
+
+    key: str
+    sha256: str
+    size: int
+
+
+def instance_key(study_instance_uid: str, sop_instance_uid: str, sha256: str) -> str:
+    """Return the key of a received instance. Other bytes under the same UID get another key; nothing is overwritten."""
+    return f"{_shard(study_instance_uid)}/{study_instance_uid}/{sop_instance_uid}.{sha256[:16]}.dcm"
+
+
+def result_key(study_instance_uid: str, revision: int, sop_instance_uid: str) -> str:
+    """Return the key of a result of a study's revision."""
+    return f"{_shard(study_instance_uid)}/{study_instance_uid}/results-{revision}/{sop_instance_uid}.dcm"
+
+
+def _shard(study_instance_uid: str) -> str:
+    return hashlib.sha256(study_instance_uid.encode()).hexdigest()[:2]
+
+
+class FileStorage:
+    """A folder of files on one file system; safe to use from many threads and processes."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is made when the first file is put."""
+        self.root = root
+        self.incoming = root / INCOMING
+
+    def receive(self) -> BinaryIO:
+        """Return a new file in `incoming`, open for writing and reading; the caller puts or removes it (`name`)."""
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(suffix=".part", dir=self.incoming)
+        try:
+            return Path(path).open("w+b")
+        finally:
+            os.close(descriptor)
+
+    def put(self, key: str, source: Path | bytes) -> StoredFile:
+        """File `source` under `key`, durably: bytes are written, a path (in `incoming`) is moved. Raises OSError.
+
+        What is there already under `key` is replaced, in one step.
+        """
+        path = self._write(source) if isinstance(source, bytes) else source
+        sha256, size = sync_and_digest(path)
+        self.file(key, path)
+        return StoredFile(key, sha256, size)
+
+    def file(self, key: str, path: Path) -> None:
+        """Move `path`, whose content is synced already, under `key`, durably."""
+        target = self.path(key)
+        self._make_folder(target.parent)
+        path.replace(target)
+        _sync_folder(target.parent)
+
+    def path(self, key: str) -> Path:
+        """Return where `key` is."""
+        return self.root / key
+
+    def open(self, key: str) -> BinaryIO:
+        """Open the file `key` for reading."""
+        return self.path(key).open("rb")
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is a file `key`."""
+        return self.path(key).is_file()
+
+    def remove(self, key: str) -> None:
+        """Remove the file `key`, if it is there."""
+        self.path(key).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Return the free space of the file system, in bytes."""
+        self.incoming.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self.incoming).free
+
+    def sweep_incoming(self, older_than: float | None = None) -> int:
+        """Remove what was left in `incoming` and return how many files that were.
+
+        `older_than` spares files that were written to after this instant (seconds of the epoch, as the file system's);
+        without it all go, which only a receiver that is alone on this folder may do, before it listens.
+        """
+        removed = 0
+        for path in self.incoming.glob("*.part"):
+            try:
+                if older_than is None or path.stat().st_mtime < older_than:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:  # put or removed by its owner in the meantime
+                continue
+        return removed
+
+    def _write(self, content: bytes) -> Path:
+        with self.receive() as file:
+            file.write(content)
+            return Path(file.name)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make `folder` and those above it, and sync the folder that each new one stands in."""
+        if folder.is_dir():
+            return
+        if folder != self.root:
+            self._make_folder(folder.parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def sync_and_digest(path: Path, offset: int = 0) -> tuple[str, int]:
+    """Sync the content of `path` to disk; return the SHA-256 of what follows `offset`, and the whole size in bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        file.seek(offset)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest(), file.tell()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
