@@ -48,8 +48,11 @@ def build_gsps(result: ResultInput, image_index: int) -> Dataset | None:
         with disable_value_validation():
             return _build(result, image_index, [mark for mark in marks if mark.finding.image == image_index])
     except DECODE_ERRORS as error:
-        uid = read_text(result.images[image_index], "SOPInstanceUID")
-        raise PermanentError(f"no presentation state can be written for image {uid}: {error}") from error
+        image = result.images[image_index]
+        raise PermanentError(
+            f"no presentation state can be written for image {read_text(image, 'SOPInstanceUID')} of SOP class "
+            f"{read_text(image, 'SOPClassUID')}: its header cannot be referred to ({type(error).__name__})"
+        ) from error
 
 
 def _build(result: ResultInput, image_index: int, marks: Sequence[Mark]) -> Dataset:

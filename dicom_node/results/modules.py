@@ -13,8 +13,12 @@ from dicom_node.results.values import ResultInput, read_size
 
 
 def copy_for_writing(ds: Dataset) -> Dataset:
-    """Return what highdicom needs of a received header, safe: it raises on absent or odd attributes."""
+    """Return what highdicom needs of a received header, safe: it raises on absent or odd attributes.
+
+    Without the names of people: highdicom puts names that it doubts into warnings. They are added afterwards.
+    """
     header = copy_identity(ds)
+    header.PatientName = header.ReferringPhysicianName = ""
     for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "Modality"):
         setattr(header, keyword, read_text(ds, keyword))
     header.Rows, header.Columns = read_size(ds)

@@ -45,8 +45,10 @@ def build_sr(result: ResultInput) -> Dataset | None:
         with disable_value_validation():
             return _build(result, marks, remarks)
     except DECODE_ERRORS as error:
+        image = result.images[0]
         raise PermanentError(
-            f"no SR can be written for image {read_text(result.images[0], 'SOPInstanceUID')}: {error}"
+            f"no SR can be written for image {read_text(image, 'SOPInstanceUID')} of SOP class "
+            f"{read_text(image, 'SOPClassUID')}: its header cannot be referred to ({type(error).__name__})"
         ) from error
 
 

@@ -36,18 +36,18 @@ NO_PHRASES = "The report names no finding that was looked for in the image."
 
 @dataclass(frozen=True, slots=True)
 class ImageReference:
-    """How an image is referred to; `frames` is (1,) for multi-frame images: the first frame is grounded."""
+    """How an image is referred to; `frames` is [1] for multi-frame images: the first frame is grounded."""
 
     sop_class_uid: str
     sop_instance_uid: str
-    frames: tuple[int, ...] | None
+    frames: list[int] | None
 
 
 def refer_to(image: Dataset) -> ImageReference:
     """Return the reference to `image`; Referenced Frame Number only where there are several (PS3.3 Table 10-3)."""
     frames = read_number(image, "NumberOfFrames") or 1
     return ImageReference(
-        read_text(image, "SOPClassUID"), read_text(image, "SOPInstanceUID"), (1,) if frames > 1 else None
+        read_text(image, "SOPClassUID"), read_text(image, "SOPInstanceUID"), [1] if frames > 1 else None
     )
 
 
