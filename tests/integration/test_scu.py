@@ -137,7 +137,7 @@ def test_archive_that_is_down_is_tried_again(pacs: FakePacs, parts: tuple[Part, 
 
 
 def test_archive_with_another_ae_title_is_named(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    with pytest.raises(TransientError, match="rejected the association.*KNOWMVG"):
+    with pytest.raises(TransientError, match=r"rejected the association.*KNOWMVG"):
         send(pacs, parts, ae_title="OTHER")
 
 
