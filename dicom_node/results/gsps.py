@@ -61,7 +61,7 @@ def _build(result: ResultInput, image_index: int, marks: Sequence[Mark]) -> Data
     uids = result_uids(result)
     layers = _build_layers()
     voi = luts.build_voi(image)
-    groups = [hd.pr.GraphicGroup(number, mark.label[:64]) for number, mark in enumerate(marks, 1)]
+    groups = [hd.pr.GraphicGroup(number, _write_label(mark.label)) for number, mark in enumerate(marks, 1)]
     ds: Dataset = hd.pr.GrayscaleSoftcopyPresentationState(
         referenced_images=[header],
         series_instance_uid=uids.gsps_series,
@@ -145,7 +145,7 @@ def _build_annotations(
 
 
 def _write_label(label: str) -> str:
-    """Return `label` as ST holds it: no backslash (highdicom refuses it), no line break."""
+    """Return `label` as LO and ST hold it: no backslash (highdicom refuses it), no line break."""
     return " ".join(label.replace("\\", "/").split())
 
 

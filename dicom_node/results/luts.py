@@ -16,11 +16,11 @@ def build_modality(image: Dataset) -> hd.ModalityLUTTransformation | None:
         if values is not None:
             table = hd.ModalityLUT(
                 lut_type=read_text(lut, "ModalityLUTType") or "US",
-                first_mapped_value=values[0],
+                first_mapped_value=max(values[0], 0),
                 lut_data=values[2],
                 lut_explanation=read_text(lut, "LUTExplanation") or None,
             )
-            table.LUTDescriptor = [len(values[2]) % 65536, values[0], values[1]]
+            _describe(table, values[0], values[1], len(values[2]))
             return hd.ModalityLUTTransformation(modality_lut=table)
     slope, intercept = read_number(image, "RescaleSlope"), read_number(image, "RescaleIntercept")
     if not slope or intercept is None or not np.isfinite((slope, intercept)).all():
@@ -43,8 +43,8 @@ def build_voi(image: Dataset) -> hd.pr.SoftcopyVOILUTTransformation | None:
         values = read_lut(lut)
         if values is not None:
             explanation = read_text(lut, "LUTExplanation") or None
-            table = hd.VOILUT(first_mapped_value=values[0], lut_data=values[2], lut_explanation=explanation)
-            table.LUTDescriptor = [len(values[2]) % 65536, values[0], values[1]]
+            table = hd.VOILUT(first_mapped_value=max(values[0], 0), lut_data=values[2], lut_explanation=explanation)
+            _describe(table, values[0], values[1], len(values[2]))
             return hd.pr.SoftcopyVOILUTTransformation(voi_luts=[table])
     return None
 
@@ -53,3 +53,8 @@ def build_presentation(image: Dataset) -> hd.PresentationLUTTransformation:
     """Return INVERSE for MONOCHROME1: a presentation state overrides the photometric interpretation (PS3.4 N.2.1.4)."""
     inverse = read_text(image, "PhotometricInterpretation") == "MONOCHROME1"
     return hd.PresentationLUTTransformation(presentation_lut_shape="INVERSE" if inverse else "IDENTITY")
+
+
+def _describe(table: Dataset, first: int, bits: int, entries: int) -> None:
+    """Write the descriptor as the image has it: highdicom knows neither negative first values nor odd depths."""
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [entries % 65536, first, bits])
