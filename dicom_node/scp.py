@@ -277,7 +277,7 @@ def _check_request(event: Event, instance: Instance) -> None:
 
 
 def _write_incoming(event: Event, storage: FileStorage) -> tuple[Path, int]:
-    """Write the dataset behind File Meta Information of our own (PS3.10 7.1); return the file and the dataset's offset."""
+    """Write the dataset behind our own File Meta Information (PS3.10 7.1); return the file and the dataset's offset."""
     request: Any = event.request
     if not is_valid_uid(str(request.AffectedSOPInstanceUID)):
         raise InvalidInstanceError("the request's SOP Instance UID is not a UID")
