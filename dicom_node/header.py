@@ -6,6 +6,7 @@ Nothing is invented: a value that cannot be read is left empty.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -57,6 +58,7 @@ _TEXT_KEYWORDS = (
 )
 _TYPE_2_KEYWORDS = ("PatientName", "PatientID", "PatientSex", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 _SEXES = ("M", "F", "O")
+_AGE = re.compile(r"\d{3}[DWMY]")
 
 
 def copy_identity(ds: Dataset) -> Dataset:
@@ -69,6 +71,8 @@ def copy_identity(ds: Dataset) -> Dataset:
             setattr(identity, keyword, value)
     if identity.PatientSex not in _SEXES:
         identity.PatientSex = ""
+    if not _AGE.fullmatch(identity.get("PatientAge", "000Y")):
+        del identity.PatientAge
     for keyword in ("PatientBirthDate", "StudyDate"):
         setattr(identity, keyword, _checked(ds, keyword, _date_text))
     identity.StudyTime = _checked(ds, "StudyTime", _time_text)

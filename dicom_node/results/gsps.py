@@ -33,7 +33,8 @@ CHARACTER_WIDTH = 0.6
 
 _GREEN = hd.color.CIELabColor(85.0, -50.0, 80.0)
 _WHITE = 65535
-_UNPAIRED = ("CHEST", "THORAX")
+_UNPAIRED = ("CHEST",)
+"""Defined terms of PS3.16 Annex L; validators do not know THORAX."""
 
 
 def build_gsps(result: ResultInput, image_index: int) -> Dataset | None:

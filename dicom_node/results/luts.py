@@ -20,7 +20,7 @@ def build_modality(image: Dataset) -> hd.ModalityLUTTransformation | None:
                 lut_data=values[2],
                 lut_explanation=read_text(lut, "LUTExplanation") or None,
             )
-            _describe(table, values[0], values[1], len(values[2]))
+            _describe(table, values[0], len(values[2]))
             return hd.ModalityLUTTransformation(modality_lut=table)
     slope, intercept = read_number(image, "RescaleSlope"), read_number(image, "RescaleIntercept")
     if not slope or intercept is None or not np.isfinite((slope, intercept)).all():
@@ -43,8 +43,9 @@ def build_voi(image: Dataset) -> hd.pr.SoftcopyVOILUTTransformation | None:
         values = read_lut(lut)
         if values is not None:
             explanation = read_text(lut, "LUTExplanation") or None
-            table = hd.VOILUT(first_mapped_value=max(values[0], 0), lut_data=values[2], lut_explanation=explanation)
-            _describe(table, values[0], values[1], len(values[2]))
+            scaled = np.rint(values[2] * (65535.0 / (2 ** values[1] - 1))).clip(0, 65535).astype(np.uint16)
+            table = hd.VOILUT(first_mapped_value=max(values[0], 0), lut_data=scaled, lut_explanation=explanation)
+            _describe(table, values[0], len(values[2]))
             return hd.pr.SoftcopyVOILUTTransformation(voi_luts=[table])
     return None
 
@@ -55,6 +56,6 @@ def build_presentation(image: Dataset) -> hd.PresentationLUTTransformation:
     return hd.PresentationLUTTransformation(presentation_lut_shape="INVERSE" if inverse else "IDENTITY")
 
 
-def _describe(table: Dataset, first: int, bits: int, entries: int) -> None:
-    """Write the descriptor as the image has it: highdicom knows neither negative first values nor odd depths."""
-    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [entries % 65536, first, bits])
+def _describe(table: Dataset, first: int, entries: int) -> None:
+    """Write the descriptor: highdicom takes no negative first value. Entries are 16 bits here, 8 or 16 are allowed."""
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [entries % 65536, first, 16])

@@ -31,6 +31,16 @@ from dicom_node.results.identity import remark_uid, tracking_uid
 from dicom_node.results.values import GSPS_SOP_CLASS, Mark, Remark, ResultInput, read_size
 from grounding.types import Box, Finding
 
+SINGLE_FRAME_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.1",  # CR
+        "1.2.840.10008.5.1.4.1.1.1.1",  # DX for presentation
+        "1.2.840.10008.5.1.4.1.1.1.1.1",  # DX for processing
+        "1.2.840.10008.5.1.4.1.1.7",  # Secondary Capture
+    }
+)
+"""Classes whose instances have one frame by definition, whatever a header says: no frame number may be named."""
+
 NO_PHRASES = "The report names no finding that was looked for in the image."
 
 
@@ -45,10 +55,9 @@ class ImageReference:
 
 def refer_to(image: Dataset) -> ImageReference:
     """Return the reference to `image`; Referenced Frame Number only where there are several (PS3.3 Table 10-3)."""
-    frames = read_number(image, "NumberOfFrames") or 1
-    return ImageReference(
-        read_text(image, "SOPClassUID"), read_text(image, "SOPInstanceUID"), [1] if frames > 1 else None
-    )
+    sop_class_uid = read_text(image, "SOPClassUID")
+    has_frames = (read_number(image, "NumberOfFrames") or 1) > 1 and sop_class_uid not in SINGLE_FRAME_CLASSES
+    return ImageReference(sop_class_uid, read_text(image, "SOPInstanceUID"), [1] if has_frames else None)
 
 
 def trace_corners(box: Box) -> NDArray[np.float32]:

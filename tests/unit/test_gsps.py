@@ -21,6 +21,7 @@ from dicom_node.results.values import Equipment, ResultOptions
 from tests.builders import (
     CR_STORAGE,
     MARKS,
+    MULTI_FRAME_SC,
     decode,
     encode,
     make_cxr_dataset,
@@ -158,11 +159,13 @@ def test_window_wins_over_a_voi_lut():
     assert "VOILUTSequence" not in voi
 
 
-@pytest.mark.parametrize(("first", "bits"), [(0, 12), (-100, 16)])
+@pytest.mark.parametrize(("first", "bits"), [(0, 12), (-100, 12), (5, 16)])
 def test_voi_lut_is_written_where_there_is_no_window(first, bits):
     image = make_cxr_dataset(WindowCenter=None, WindowWidth=None, VOILUTSequence=[make_lut_item(4096, first, bits)])
     (voi,) = build(image).SoftcopyVOILUTSequence
-    assert list(voi.VOILUTSequence[0].LUTDescriptor) == [4096, first, bits]
+    (lut,) = voi.VOILUTSequence
+    assert list(lut.LUTDescriptor) == [4096, first, 16]
+    assert np.frombuffer(lut.LUTData, np.uint16)[-1] == {12: 65535, 16: 4095}[bits]
 
 
 @pytest.mark.parametrize("width", [None, "", "0", "-4", "nan"])
@@ -174,7 +177,8 @@ def test_modality_lut_wins_over_rescale():
     lut = make_lut_item(4096, 0, 12)
     lut.ModalityLUTType = "US"
     ds = build(make_cxr_dataset(ModalityLUTSequence=[lut]))
-    assert list(ds.ModalityLUTSequence[0].LUTDescriptor) == [4096, 0, 12]
+    assert list(ds.ModalityLUTSequence[0].LUTDescriptor) == [4096, 0, 16]
+    assert np.frombuffer(ds.ModalityLUTSequence[0].LUTData, np.uint16)[-1] == 4095
     assert "RescaleSlope" not in ds
 
 
@@ -241,7 +245,7 @@ def test_each_image_has_a_state_of_its_own():
 
 
 def test_multi_frame_image_is_referred_to_by_its_first_frame():
-    ds = build(make_cxr_dataset(NumberOfFrames=2))
+    ds = build(make_cxr_dataset(NumberOfFrames=2, SOPClassUID=MULTI_FRAME_SC))
     references = [annotation.ReferencedImageSequence[0] for annotation in ds.GraphicAnnotationSequence]
     references.append(ds.ReferencedSeriesSequence[0].ReferencedImageSequence[0])
     assert [reference.ReferencedFrameNumber for reference in references] == [1, 1, 1]

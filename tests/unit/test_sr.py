@@ -30,6 +30,7 @@ from tests.builders import (
     CR_STORAGE,
     MARKS,
     MODEL,
+    MULTI_FRAME_SC,
     decode,
     encode,
     make_cxr_dataset,
@@ -246,9 +247,14 @@ def test_several_boxes_of_a_phrase_are_several_groups():
 
 
 def test_multi_frame_image_is_referred_to_by_its_first_frame():
-    ds = build(make_cxr_dataset(NumberOfFrames=3))
+    ds = build(make_cxr_dataset(NumberOfFrames=3, SOPClassUID=MULTI_FRAME_SC))
     references = [item.ReferencedSOPSequence[0] for item in walk_tree(ds) if item.ValueType == "IMAGE"]
     assert {reference.ReferencedFrameNumber for reference in references} == {1}
+
+
+def test_image_of_a_single_frame_class_names_no_frame():
+    ds = build(make_cxr_dataset(NumberOfFrames=3))
+    assert "ReferencedFrameNumber" not in str(ds).replace(" ", "")
 
 
 @pytest.mark.parametrize("tracking", ["cornerstone", "plain"])
