@@ -34,6 +34,8 @@ WORKING_STATES: tuple[State, ...] = ("COMPLETE", "GROUNDED", "WRITTEN")
 FIRST_PAUSE = timedelta(seconds=2)
 LONGEST_PAUSE = timedelta(minutes=15)
 
+LONGEST_UNSEEN = timedelta(minutes=1)
+
 MAX_ATTEMPTS = 5
 """Of grounding and writing: they depend on this node alone, so what fails so often fails always."""
 
@@ -99,10 +101,12 @@ def completion(job: JobFacts, instances: Iterable[Instance], settings: AssemblyS
     return NotApplicable(job.last_instance_at, missing)
 
 
-def look_again_at(first_instance_at: datetime, now: datetime, settings: AssemblySettings) -> datetime:
-    """Return when a study that something came for at `now` is looked at: after the quiet period, or at maximum age."""
-    oldest_at = first_instance_at + timedelta(seconds=settings.max_age_s)
-    return max(now, min(now + timedelta(seconds=settings.quiet_period_s), oldest_at))
+def look_again_at(first_instance_at: datetime, now: datetime, quiet_period: timedelta) -> datetime:
+    """Return when a study is looked at that something came for at `now`: after the quiet period.
+
+    A study that something keeps coming for is looked at all the same, so that its maximum age is seen.
+    """
+    return max(now, min(now + quiet_period, first_instance_at + LONGEST_UNSEEN))
 
 
 def backoff(attempts: int) -> timedelta:

@@ -6,9 +6,9 @@ Only `queries` reads and writes them. Instants are stored in UTC; JSON columns h
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 UID = String(64)
@@ -39,7 +39,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """Types that all rows share."""
 
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[Any]: JSON()}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[Any]: JSON()}
 
 
 class StudyRow(Base):
@@ -55,7 +55,7 @@ class StudyRow(Base):
 
 
 class InstanceRow(Base):
-    """An instance as received: where its bytes are, and the facts that decisions need (`facts`, see instance.Instance)."""
+    """An instance as received: where its bytes are, and the facts that decisions need (see instance.Instance)."""
 
     __tablename__ = "instances"
 
@@ -68,14 +68,14 @@ class InstanceRow(Base):
     revision: Mapped[int]
     storage_key: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64))
-    size_bytes: Mapped[int]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
     calling_ae_title: Mapped[str] = mapped_column(String(16))
     received_at: Mapped[datetime]
     facts: Mapped[dict[str, Any]]
 
 
 class ConflictRow(Base):
-    """Bytes that came under a SOP Instance UID that was already held with other bytes; kept aside for the administrator."""
+    """Bytes that came under a SOP Instance UID that was held with other bytes; kept aside for the administrator."""
 
     __tablename__ = "conflicts"
     __table_args__ = (UniqueConstraint("sop_instance_uid", "sha256"),)
@@ -105,6 +105,8 @@ class JobRow(Base):
     first_instance_at: Mapped[datetime]
     last_instance_at: Mapped[datetime]
     """The quiet period runs from here."""
+    step_since: Mapped[datetime]
+    """When the job came into its present state."""
     due_at: Mapped[datetime]
     """The scheduler looks at (RECEIVING) or rings for (other states) the job from this instant on."""
     lease_token: Mapped[str | None] = mapped_column(String(36))
@@ -115,7 +117,7 @@ class JobRow(Base):
     """{"report": SOP Instance UID, "images": [SOP Instance UID], "why": {SOP Instance UID: reason}}"""
     timings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
-    updated_at: Mapped[datetime]
+    updated_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class FindingRow(Base):
@@ -140,7 +142,7 @@ class FindingRow(Base):
 
 
 class ResultRow(Base):
-    """A result instance as written to storage. `part` says what it is of the job's results: "sr", or "gsps:<image UID>".
+    """A result instance as written to storage. `part` is what it is of the job: "sr", or "gsps:<image UID>".
 
     The SR may stand here twice, once per SOP class, since an archive may refuse the preferred one; each destination
     is given exactly one of them.

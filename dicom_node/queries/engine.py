@@ -1,0 +1,59 @@
+"""Engines as the node needs them: durable commits, writers that wait for each other, dead connections noticed.
+
+SQLite: WAL, a sync per commit, and every transaction takes the write lock at its start, because one that reads first
+and then writes cannot wait for another writer and fails.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+SQLITE_WAIT_S = 30
+"""For the write lock: transactions are milliseconds long, but a checkpoint on a slow disk may take seconds."""
+
+POSTGRESQL_OPTIONS = "-c timezone=UTC -c synchronous_commit=on -c lock_timeout=15s -c statement_timeout=60s"
+"""A commit that is answered is on disk, whatever the server's default; nothing waits for ever."""
+
+POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 16, "pool_timeout": 30}
+
+
+def make_engine(url: str) -> Engine:
+    """Return an engine for `url` (sqlite or postgresql+psycopg); nothing is connected yet."""
+    parsed = make_url(url)
+    return _make_sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _make_postgresql(parsed)
+
+
+def make_sessions(engine: Engine) -> sessionmaker[Session]:
+    """Return the factory of sessions; `with sessions.begin() as session` is one transaction."""
+    return sessionmaker(engine, expire_on_commit=False)
+
+
+def _make_postgresql(url: URL) -> Engine:
+    arguments = {"connect_timeout": 10, "application_name": "knowmvg", "options": POSTGRESQL_OPTIONS}
+    keep_alive = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    return create_engine(url, connect_args=arguments | keep_alive, pool_pre_ping=True, pool_recycle=1800, **POOL)
+
+
+def _make_sqlite(url: URL) -> Engine:
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(url, connect_args={"timeout": SQLITE_WAIT_S}, **POOL)
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where we say, not where the driver thinks
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,226 @@
+"""Moving a job along its path: who may work on it, and compare-and-set commits of what came of it.
+
+A worker claims a job with a token and a lease; only the holder of the token moves it on, and only out of the state it
+was claimed in. Every function is one statement or a few in the caller's transaction, and tells by its result whether
+it was the one that won.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from dicom_node.study import NEXT, WORKING_STATES, Complete, JobFacts, NotApplicable, State, Verdict, Waiting
+from dicom_node.tables import EventRow, JobRow, StudyRow
+
+EVENTS: dict[str, str] = {
+    "COMPLETE": "study complete",
+    "GROUNDED": "study grounded",
+    "WRITTEN": "results written",
+    "DELIVERED": "results delivered",
+    "NOT_APPLICABLE": "not applicable",
+    "FAILED": "job failed",
+    "CANCELLED": "job cancelled",
+}
+"""What the timeline says when a job comes into a state."""
+
+OUTCOMES: dict[str, str | None] = {"NOT_APPLICABLE": "NOT_APPLICABLE", "FAILED": "FAILED", "CANCELLED": None}
+
+KEEPS_OUTSIDE_EFFECTS_IN_ORDER: tuple[State, ...] = ("GROUNDED", "WRITTEN")
+"""States out of which a step writes or sends results; it waits for a worker that is still at an older revision."""
+
+
+def due_receiving(session: Session, now: datetime, limit: int) -> tuple[JobFacts, ...]:
+    """Return jobs whose study may be complete, those that wait longest first."""
+    statement = (
+        select(JobRow)
+        .where(JobRow.state == "RECEIVING", JobRow.due_at <= now)
+        .order_by(JobRow.due_at, JobRow.job_id)
+        .limit(limit)
+    )
+    return tuple(map(_facts, session.scalars(statement)))
+
+
+def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime) -> bool:
+    """Do what `study.completion` says with a job in RECEIVING; False if something new came since it looked."""
+    unchanged = (
+        JobRow.job_id == job_id,
+        JobRow.state == "RECEIVING",
+        JobRow.last_instance_at == verdict.last_instance_at,
+    )
+    match verdict:
+        case Waiting(until=until):
+            values: dict[str, Any] = {"due_at": until}
+        case Complete():
+            values = _entering("COMPLETE", now)
+        case NotApplicable(reason=reason):
+            values = _entering("NOT_APPLICABLE", now) | {"outcome": "NOT_APPLICABLE", "failure": reason}
+    changed = session.execute(
+        update(JobRow).where(*unchanged).values(values).returning(JobRow.study_instance_uid)
+    ).scalar()
+    if changed is not None and not isinstance(verdict, Waiting):
+        _add_event(session, (changed, job_id), now, EVENTS[values["state"]], values.get("failure", ""))
+    return changed is not None
+
+
+def jobs_to_ring(session: Session, now: datetime, limit: int) -> tuple[tuple[int, State], ...]:
+    """Return (job, state) of the jobs that are due for a worker and that nobody works on, the longest due first."""
+    statement = (
+        select(JobRow.job_id, JobRow.state)
+        .where(JobRow.state.in_(WORKING_STATES), JobRow.due_at <= now, has_free_lease(now))
+        .order_by(JobRow.due_at, JobRow.job_id)
+        .limit(limit)
+    )
+    return tuple((job_id, state) for job_id, state in session.execute(statement))  # type: ignore[misc]  # a str column
+
+
+def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: datetime) -> None:
+    """Note that workers were rung for these jobs; without a claim they are due again at `again_at`."""
+    session.execute(
+        update(JobRow)
+        .where(JobRow.job_id.in_(job_ids), JobRow.due_at <= now, JobRow.state.in_(WORKING_STATES))
+        .values(due_at=again_at)
+    )
+
+
+def claim(session: Session, job_id: int, state: State, token: str, now: datetime, lease: timedelta) -> JobFacts | None:
+    """Take a job that is in `state` for the time of `lease`; None if it is not there to be taken.
+
+    It is not if its study has a newer revision, if somebody holds it, or if it would write or send results while a
+    worker is still at an older revision of its study. `attempts` of the returned facts counts this one.
+    """
+    current = select(StudyRow.revision).where(StudyRow.study_instance_uid == JobRow.study_instance_uid)
+    conditions = [JobRow.job_id == job_id, JobRow.state == state, JobRow.revision == current.scalar_subquery()]
+    if state in KEEPS_OUTSIDE_EFFECTS_IN_ORDER:
+        older = aliased(JobRow)
+        conditions.append(
+            ~exists().where(
+                older.study_instance_uid == JobRow.study_instance_uid,
+                older.revision < JobRow.revision,
+                older.lease_until > now,
+            )
+        )
+    statement = (
+        update(JobRow)
+        .where(*conditions, has_free_lease(now))
+        .values(lease_token=token, lease_until=now + lease, attempts=JobRow.attempts + 1, updated_at=now)
+        .returning(JobRow)
+    )
+    row = session.execute(statement).scalar()
+    return None if row is None else _facts(row)
+
+
+def advance(
+    session: Session, job_id: int, token: str, from_state: State, to_state: State, now: datetime, **values: Any
+) -> bool:
+    """Move a claimed job on to the next state and give up its lease; False if it is no longer ours to move.
+
+    `values` are columns to set besides (outcome, selection, timings, due_at), and the `detail` of the event. Commit
+    also if it is False: the lease is given up, and what became of a delivery did happen.
+    """
+    detail = values.pop("detail", "")
+    if NEXT.get(from_state) != to_state:
+        raise ValueError(f"{to_state} does not follow {from_state}")
+    return _finish(session, (job_id, token, from_state), now, _entering(to_state, now) | values, detail=detail)
+
+
+def retry_later(session: Session, job_id: int, token: str, reason: str, due_at: datetime, now: datetime) -> bool:
+    """Give up a claimed job and its lease, to be tried again from `due_at` on; False if it is no longer ours."""
+    values = {"due_at": due_at, "failure": reason, "updated_at": now}
+    return _finish(session, (job_id, token, None), now, values, event="step will be tried again", detail=reason)
+
+
+def end_job(session: Session, job_id: int, token: str, state: State, failure: str, now: datetime) -> bool:
+    """End a claimed job as NOT_APPLICABLE, FAILED or CANCELLED for the reason given; False if it is no longer ours."""
+    values = _entering(state, now) | {"outcome": OUTCOMES[state], "failure": failure}
+    del values["attempts"]  # how often it was tried stays to be seen
+    return _finish(session, (job_id, token, None), now, values, detail=failure)
+
+
+def lease_tokens(session: Session) -> tuple[str, ...]:
+    """Return the tokens of all leases, also of those that ran out."""
+    return tuple(token for token in session.scalars(select(JobRow.lease_token).distinct()) if token is not None)
+
+
+def free_leases(session: Session, token: str, now: datetime) -> int:
+    """Give up the leases of a worker that is known to be dead; its jobs are due at once. Returns how many."""
+    freed = session.scalars(
+        update(JobRow)
+        .where(JobRow.lease_token == token)
+        .values(lease_token=None, lease_until=None, due_at=now)
+        .returning(JobRow.job_id)
+    )
+    return len(freed.all())
+
+
+def has_free_lease(now: datetime) -> ColumnElement[bool]:
+    """Say in SQL that nobody works on a job."""
+    return or_(JobRow.lease_until.is_(None), JobRow.lease_until <= now)
+
+
+def _entering(state: State, now: datetime) -> dict[str, Any]:
+    return {
+        "state": state,
+        "attempts": 0,
+        "failure": None,
+        "step_since": now,
+        "due_at": now,
+        "updated_at": now,
+    }
+
+
+def _finish(
+    session: Session,
+    claimed: tuple[int, str, State | None],
+    now: datetime,
+    values: dict[str, Any],
+    *,
+    event: str | None = None,
+    detail: str = "",
+) -> bool:
+    """Set `values` on a job that is ours and in a working state (or the given one), and give up the lease.
+
+    A job that was cancelled under our hands keeps its state, but its lease is given up all the same: the next revision
+    waits for that.
+    """
+    job_id, token, from_state = claimed
+    ours = and_(JobRow.job_id == job_id, JobRow.lease_token == token)
+    states = WORKING_STATES if from_state is None else (from_state,)
+    no_lease: dict[str, Any] = {"lease_token": None, "lease_until": None}
+    study = session.execute(
+        update(JobRow)
+        .where(ours, JobRow.state.in_(states))
+        .values(values | no_lease)
+        .returning(JobRow.study_instance_uid)
+    ).scalar()
+    if study is None:
+        session.execute(update(JobRow).where(ours).values(no_lease))
+        return False
+    _add_event(session, (study, job_id), now, event or EVENTS[values["state"]], detail)
+    return True
+
+
+def _add_event(session: Session, job: tuple[str, int], now: datetime, event: str, detail: str) -> None:
+    session.add(EventRow(study_instance_uid=job[0], job_id=job[1], at=now, event=event, detail=detail))
+
+
+def _facts(row: JobRow) -> JobFacts:
+    return JobFacts(
+        job_id=row.job_id,
+        study_instance_uid=row.study_instance_uid,
+        revision=row.revision,
+        state=row.state,  # type: ignore[arg-type]  # a str column
+        attempts=row.attempts,
+        first_instance_at=row.first_instance_at,
+        last_instance_at=row.last_instance_at,
+        step_since=row.step_since,
+        created_at=row.created_at,
+        selection=row.selection,
+        model=row.model,
+        outcome=row.outcome,
+        timings=dict(row.timings),
+    )

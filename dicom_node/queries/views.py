@@ -1,0 +1,312 @@
+"""What people ask of the job database, and what they may change: lists, one job in full, counts, retry, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from dicom_node.errors import NodeError
+from dicom_node.queries.jobs import OUTCOMES, has_free_lease
+from dicom_node.queries.outcomes import load_deliveries, load_results
+from dicom_node.study import END_STATES, WORKING_STATES, State
+from dicom_node.tables import (
+    ConflictRow,
+    DeliveryRow,
+    EventRow,
+    FindingRow,
+    InstanceRow,
+    JobRow,
+    ResultRow,
+    StudyRow,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list; None means any. `since`: changed then or later."""
+
+    state: str | None = None
+    study: str | None = None
+    patient: str | None = None
+    accession: str | None = None
+    since: datetime | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """A job in a list."""
+
+    job_id: int
+    study_instance_uid: str
+    revision: int
+    state: str
+    outcome: str | None
+    failure: str | None
+    attempts: int
+    created_at: datetime
+    updated_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as `jobs list --json` prints it; instants as ISO 8601 in UTC."""
+        return {key: _instant(value) if isinstance(value, datetime) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class JobDetail:
+    """A job with everything that is known of it; all but `summary` are JSON values."""
+
+    summary: JobSummary
+    timeline: tuple[dict[str, Any], ...]
+    timings: dict[str, float]
+    instances: tuple[dict[str, Any], ...]
+    conflicts: tuple[dict[str, Any], ...]
+    report: dict[str, Any] | None
+    model: dict[str, Any] | None
+    findings: tuple[dict[str, Any], ...]
+    results: tuple[dict[str, Any], ...]
+    deliveries: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as `jobs show --json` prints it."""
+        return self.summary.to_json() | {
+            "timeline": list(self.timeline),
+            "timings": self.timings,
+            "instances": list(self.instances),
+            "conflicts": list(self.conflicts),
+            "report": self.report,
+            "model": self.model,
+            "findings": list(self.findings),
+            "results": list(self.results),
+            "deliveries": list(self.deliveries),
+        }
+
+
+def list_jobs(session: Session, wanted: JobFilter) -> tuple[JobSummary, ...]:
+    """Return the jobs that fit, the latest first."""
+    statement = select(JobRow).order_by(JobRow.job_id.desc()).limit(wanted.limit)
+    if wanted.patient is not None or wanted.accession is not None:
+        statement = statement.join(StudyRow, StudyRow.study_instance_uid == JobRow.study_instance_uid)
+    conditions = (
+        (wanted.state, JobRow.state == wanted.state),
+        (wanted.study, JobRow.study_instance_uid == wanted.study),
+        (wanted.patient, StudyRow.patient_id == wanted.patient),
+        (wanted.accession, StudyRow.accession_number == wanted.accession),
+        (wanted.since, JobRow.updated_at >= wanted.since),
+    )
+    statement = statement.where(*(condition for value, condition in conditions if value is not None))
+    return tuple(map(_summary, session.scalars(statement)))
+
+
+def show_job(session: Session, job_id: int) -> JobDetail | None:
+    """Return a job in full, or None if there is none of this number."""
+    job = session.get(JobRow, job_id)
+    if job is None:
+        return None
+    selection = job.selection or {}
+    return JobDetail(
+        summary=_summary(job),
+        timeline=tuple(_timeline(session, job)),
+        timings=dict(job.timings),
+        instances=tuple(_instances(session, job, selection.get("why", {}))),
+        conflicts=tuple(_conflicts(session, job)),
+        report={"sop_instance_uid": selection["report"]} if selection else None,
+        model=job.model,
+        findings=tuple(_findings(session, job, selection.get("images", []))),
+        results=tuple(
+            {
+                "part": result.part,
+                "sop_class": result.sop_class_uid,
+                "sop_instance_uid": result.sop_instance_uid,
+                "series_instance_uid": result.series_instance_uid,
+                "storage_key": result.key,
+            }
+            for result in load_results(session, job_id)
+        ),
+        deliveries=tuple(asdict(delivery) for delivery in load_deliveries(session, job_id)),
+    )
+
+
+def count_jobs(session: Session) -> dict[str, int]:
+    """Return how many jobs are in each state that has any."""
+    statement = select(JobRow.state, func.count()).group_by(JobRow.state)
+    return {state: count for state, count in session.execute(statement)}
+
+
+def count_instances(session: Session) -> int:
+    """Return how many instances are kept."""
+    return session.scalar(select(func.count()).select_from(InstanceRow)) or 0
+
+
+def oldest_due(session: Session, now: datetime) -> datetime | None:
+    """Return since when the job waits that has waited longest for a worker, not yet tried; None if none does."""
+    statement = select(func.min(JobRow.step_since)).where(
+        JobRow.state.in_(WORKING_STATES), JobRow.attempts == 0, has_free_lease(now)
+    )
+    return session.scalar(statement)
+
+
+def retry_job(session: Session, job_id: int, now: datetime) -> State:
+    """Take an ended job up again from the step that failed (a delivered one: deliver again), and return its state.
+
+    Raises NodeError where there is nothing to retry.
+    """
+    job = _ended_job(session, job_id)
+    state: State = "COMPLETE"
+    if session.scalar(select(ResultRow.part).where(ResultRow.job_id == job_id).limit(1)) is not None:
+        state = "WRITTEN"
+    elif job.model is not None:
+        state = "GROUNDED"
+    values: dict[str, Any] = {"state": state, "attempts": 0, "failure": None, "lease_token": None, "lease_until": None}
+    if state == "COMPLETE":
+        values["outcome"] = None
+    session.execute(
+        update(JobRow)
+        .where(JobRow.job_id == job_id)
+        .values(values | {"step_since": now, "due_at": now, "updated_at": now})
+    )
+    again = update(DeliveryRow).where(DeliveryRow.job_id == job_id)
+    if job.state != "DELIVERED":
+        again = again.where(DeliveryRow.state == "FAILED")
+    session.execute(again.values(state="PENDING", updated_at=now))
+    _note(session, job, now, "retried by an administrator", f"from {state}")
+    return state
+
+
+def cancel_job(session: Session, job_id: int, now: datetime) -> None:
+    """End a job that is under way. Raises NodeError if there is none, or it has ended already."""
+    reason = f"cancelled by an administrator; `knowmvg jobs retry {job_id}` takes it up again"
+    cancelled = session.scalar(
+        update(JobRow)
+        .where(JobRow.job_id == job_id, JobRow.state.not_in(END_STATES))
+        .values(state="CANCELLED", outcome=OUTCOMES["CANCELLED"], failure=reason, step_since=now, updated_at=now)
+        .returning(JobRow.job_id)
+    )
+    job = session.get(JobRow, job_id)
+    if job is None:
+        raise NodeError(_unknown(job_id))
+    if cancelled is None:
+        raise NodeError(f"job {job_id} has ended already ({job.state}); there is nothing to cancel")
+    _note(session, job, now, "job cancelled", reason)
+
+
+def _ended_job(session: Session, job_id: int) -> JobRow:
+    """Return a job that may be retried, its row locked."""
+    job = session.scalar(select(JobRow).where(JobRow.job_id == job_id).with_for_update())
+    if job is None:
+        raise NodeError(_unknown(job_id))
+    if job.state not in END_STATES:
+        raise NodeError(f"job {job_id} is under way ({job.state}); there is nothing to retry")
+    current = session.get_one(StudyRow, job.study_instance_uid).revision
+    if current != job.revision:
+        raise NodeError(
+            f"job {job_id} is of revision {job.revision}, but its study is at revision {current} by now; see "
+            f"`knowmvg jobs --study {job.study_instance_uid}`"
+        )
+    return job
+
+
+def _unknown(job_id: int) -> str:
+    return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
+
+
+def _note(session: Session, job: JobRow, now: datetime, event: str, detail: str) -> None:
+    session.add(
+        EventRow(study_instance_uid=job.study_instance_uid, job_id=job.job_id, at=now, event=event, detail=detail)
+    )
+
+
+def _summary(row: JobRow) -> JobSummary:
+    return JobSummary(
+        job_id=row.job_id,
+        study_instance_uid=row.study_instance_uid,
+        revision=row.revision,
+        state=row.state,
+        outcome=row.outcome,
+        failure=row.failure,
+        attempts=row.attempts,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+    )
+
+
+def _timeline(session: Session, job: JobRow) -> Iterable[dict[str, Any]]:
+    """Return the events of the job, and those of its study that belong to no job."""
+    statement = (
+        select(EventRow)
+        .where(
+            EventRow.study_instance_uid == job.study_instance_uid,
+            (EventRow.job_id == job.job_id) | EventRow.job_id.is_(None),
+        )
+        .order_by(EventRow.at, EventRow.id)
+    )
+    for event in session.scalars(statement):
+        yield {"at": _instant(event.at), "event": event.event, "detail": event.detail}
+
+
+def _instances(session: Session, job: JobRow, why: dict[str, str]) -> Iterable[dict[str, Any]]:
+    """Return the study's instances up to the job's revision, with what became of each in this job."""
+    statement = (
+        select(InstanceRow)
+        .where(InstanceRow.study_instance_uid == job.study_instance_uid, InstanceRow.revision <= job.revision)
+        .order_by(InstanceRow.received_at, InstanceRow.sop_instance_uid)
+    )
+    for row in session.scalars(statement):
+        yield {
+            "sop_class_uid": row.sop_class_uid,
+            "sop_instance_uid": row.sop_instance_uid,
+            "series_instance_uid": row.series_instance_uid,
+            "transfer_syntax_uid": row.transfer_syntax_uid,
+            "modality": row.modality,
+            "revision": row.revision,
+            "calling_ae_title": row.calling_ae_title,
+            "received_at": _instant(row.received_at),
+            "size_bytes": row.size_bytes,
+            "storage_key": row.storage_key,
+            "use": why.get(row.sop_instance_uid),
+        }
+
+
+def _conflicts(session: Session, job: JobRow) -> Iterable[dict[str, Any]]:
+    statement = (
+        select(ConflictRow)
+        .join(InstanceRow, InstanceRow.sop_instance_uid == ConflictRow.sop_instance_uid)
+        .where(InstanceRow.study_instance_uid == job.study_instance_uid)
+        .order_by(ConflictRow.id)
+    )
+    for row in session.scalars(statement):
+        yield {
+            "sop_instance_uid": row.sop_instance_uid,
+            "sha256": row.sha256,
+            "storage_key": row.storage_key,
+            "calling_ae_title": row.calling_ae_title,
+            "received_at": _instant(row.received_at),
+        }
+
+
+def _findings(session: Session, job: JobRow, images: list[str]) -> Iterable[dict[str, Any]]:
+    """Return the findings as findings.json has them, and the SOP Instance UID of the image of each."""
+    statement = select(FindingRow).where(FindingRow.job_id == job.job_id).order_by(FindingRow.number)
+    for row in session.scalars(statement):
+        source = None if row.source_start is None else {"start": row.source_start, "end": row.source_end}
+        yield {
+            "phrase": row.phrase,
+            "source": source,
+            "image": images.index(row.sop_instance_uid) if row.sop_instance_uid in images else None,
+            "sop_instance_uid": row.sop_instance_uid,
+            "boxes": row.boxes,
+            "localized": row.localized,
+            "negated": row.negated,
+            "finding": row.finding,
+            "site": row.site,
+            "uncertainty": row.uncertainty,
+        }
+
+
+def _instant(value: datetime) -> str:
+    return value.isoformat(timespec="milliseconds")
