@@ -1,0 +1,126 @@
+"""A model folder: config.json, model.safetensors (half precision) and the tokenizer. Written whole, read with care.
+
+No pickle is ever read. A folder that is missing, damaged or not of one piece raises ModelError that names the file
+and says what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from grounding.config import KnowMVGConfig
+from grounding.knowledge import KnowledgeBank, load_bank
+from grounding.model import KnowMVG
+from grounding.predictor import Predictor
+from grounding.tokens import GroundingTokenizer
+from grounding.types import ModelError, ModelIdentity
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+FILES = (CONFIG, WEIGHTS, *TOKENIZER)
+REMEDY = "restore the folder, train a model with `knowmvg train`, or set model.path to `default`"
+
+
+def default_checkpoint() -> Path:
+    """The folder of the model that ships with the package."""
+    return Path(__file__).parent / "checkpoints" / "default"
+
+
+def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, bank: KnowledgeBank) -> None:
+    """Write a model folder; weights in float16, each tensor once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens.save(folder)
+    weights, seen = {}, set()
+    for name, value in network.state_dict().items():
+        if value.data_ptr() in seen and value.numel() > 1:
+            continue
+        seen.add(value.data_ptr())
+        weights[name] = (value.half() if value.is_floating_point() else value).contiguous().clone()
+    partial = folder / f"{WEIGHTS}.part"
+    save_file(weights, partial)
+    partial.replace(folder / WEIGHTS)
+    config = network.config.model_copy(update={"knowledge_sha256": bank.sha256})
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def load_predictor(path: Path | str, device: str = "auto") -> Predictor:
+    """Read a model folder; `default` is the shipped one. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        ModelError: a file is missing or damaged, or the parts do not belong together; names the file and the remedy.
+    """
+    folder = default_checkpoint() if str(path) == "default" else Path(path)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{folder / missing[0]} is missing; {REMEDY}")
+    config, bank = read_config(folder), load_bank()
+    if config.knowledge_sha256 != bank.sha256:
+        raise ModelError(f"{folder / CONFIG} was trained with another knowledge bank than this package has; {REMEDY}")
+    tokens = _read_tokens(folder)
+    network = _read_network(folder, config, bank, tokens).to(choose_device(device))
+    return Predictor(network, tokens, bank, ModelIdentity(config.name, config.version, digest(folder)))
+
+
+def read_config(folder: Path) -> KnowMVGConfig:
+    """Read and check config.json."""
+    try:
+        return KnowMVGConfig.model_validate_json((folder / CONFIG).read_bytes())
+    except (ValidationError, OSError) as error:
+        raise ModelError(f"{folder / CONFIG} is not a model configuration ({_brief(error)}); {REMEDY}") from error
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the model's files."""
+    whole = hashlib.sha256()
+    for name in FILES:
+        whole.update(f"{name}:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is the accelerator when there is one; a device that is not there raises ModelError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"model.device {device!r} is not a device; use auto, cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"model.device is {device!r} but no CUDA device is there; use auto or cpu")
+    return chosen
+
+
+def _read_tokens(folder: Path) -> GroundingTokenizer:
+    try:
+        return GroundingTokenizer.load(folder)
+    except Exception as error:
+        raise ModelError(f"{folder / TOKENIZER[0]} cannot be read ({_brief(error)}); {REMEDY}") from error
+
+
+def _read_network(folder: Path, config: KnowMVGConfig, bank: KnowledgeBank, tokens: GroundingTokenizer) -> KnowMVG:
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / WEIGHTS} is damaged ({_brief(error)}); {REMEDY}") from error
+    try:
+        network = KnowMVG(config, bank, tokens)
+        report = network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()},
+                                         strict=False)  # fmt: skip
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} ({_brief(error)}); {REMEDY}") from error
+    held = {network.state_dict()[name].data_ptr() for name in weights if name in network.state_dict()}
+    absent = [name for name in report.missing_keys if network.state_dict()[name].data_ptr() not in held]
+    if absent or report.unexpected_keys:
+        named = (absent or report.unexpected_keys)[0]
+        raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} (tensor {named}); {REMEDY}")
+    return network
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,212 @@
+"""Training examples: a canvas picture with texts, the phrases to copy out of each and the boxes of each phrase.
+
+Made from generated studies (sentences of a report) and from rows of real manifests (a phrase, sometimes inside a
+sentence). Only rows whose licence is stated are used; a patient with one unlicensed image is left out altogether.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grounding.augment import AffineRange, draw_affine, vary_exposure
+from grounding.geometry import BoxTuple, Frame, stretch_contrast
+from grounding.phantom import PhantomStudy
+from grounding.types import Image
+
+PHANTOM_MOVES = AffineRange(scale=0.10, shift=0.06, degrees=4)
+REAL_MOVES = AffineRange(scale=0.22, shift=0.10, degrees=8)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A phrase in a text: characters [start, end), negated or not, and its boxes cxcywh of the canvas."""
+
+    start: int
+    end: int
+    negated: bool
+    boxes: tuple[BoxTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text and its answers in order. `spoken` False: the language model does not learn from this text."""
+
+    text: str
+    answers: tuple[Answer, ...]
+    spoken: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One picture float32[S, S] and its prompts."""
+
+    image: Image
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RealRow:
+    """A phrase of a real image in cxcywh of the whole picture; `label` and `patient` as in the manifest."""
+
+    phrase: str
+    label: str
+    boxes: tuple[BoxTuple, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RealImage:
+    """A real radiograph float32[S', S'] with all its rows."""
+
+    image: Image
+    patient: str
+    rows: tuple[RealRow, ...]
+
+
+def phantom_prompts(study: PhantomStudy) -> list[Prompt]:
+    """One prompt for each sentence of a generated report, its phrases in order."""
+    frame = Frame(study.image.shape[0], study.image.shape[1], canvas=256)
+    prompts = []
+    for span in study.report.sentences:
+        inside = [p for p in study.phrases if span.start <= p.source.start and p.source.end <= span.end]
+        answers = tuple(
+            Answer(
+                p.source.start - span.start, p.source.end - span.start, p.negated, tuple(map(frame.to_model, p.boxes))
+            )
+            for p in sorted(inside, key=lambda p: p.source.start)
+        )
+        prompts.append(Prompt(study.report.text[span.start : span.end], answers))
+    return prompts
+
+
+def pick_prompts(rng: np.random.Generator, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """At most `count` prompts, those with something to ground first; now and then the bare phrase instead."""
+    order = rng.permutation(len(prompts))
+    shuffled = sorted((prompts[i] for i in order), key=lambda p: not any(not a.negated for a in p.answers))
+    return [bare(rng, prompt) if rng.random() < 0.3 else prompt for prompt in shuffled[:count]]
+
+
+def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
+    """One asserted phrase of a prompt as a text of its own."""
+    asserted = [a for a in prompt.answers if not a.negated]
+    if not asserted:
+        return prompt
+    answer = asserted[int(rng.integers(len(asserted)))]
+    text = prompt.text[answer.start : answer.end]
+    return Prompt(text, (replace(answer, start=0, end=len(text)),))
+
+
+def make_example(
+    rng: np.random.Generator,
+    image: Image,
+    prompts: Sequence[Prompt],
+    moves: AffineRange,
+    size: int,
+    mirrored: bool = False,
+) -> Example:
+    """Move and expose a picture at random; the boxes of the prompts follow."""
+    boxes = [b for p in prompts for a in p.answers for b in a.boxes]
+    move = draw_affine(rng, moves, boxes, mirrored)
+    moved = tuple(
+        replace(p, answers=tuple(replace(a, boxes=tuple(map(move.box, a.boxes))) for a in p.answers)) for p in prompts
+    )
+    strength = 1.0 if moves is REAL_MOVES else 0.6
+    picture = stretch_contrast(move.draw(image, size))
+    return Example(vary_exposure(rng, picture, strength), moved)
+
+
+GROUND_GLASS = ("ground-glass opacity", "ground glass opacities", "hazy opacity", "haziness", "ground-glass changes",
+                "hazy airspace opacity", "airspace disease", "opacities", "opacity", "interstitial infiltrate",
+                "patchy opacities", "infiltrates", "infiltrate", "lung opacity suspicious for pneumonia",
+                "parenchymal thickening", "interstitial pneumonia", "pneumonia", "patchy shadows")  # fmt: skip
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "ground-glass opacity": GROUND_GLASS,
+    "consolidation": ("consolidation", "consolidations", "airspace consolidation", "dense opacity", "airspace disease",
+                      "consolidative opacity", "infiltrate and consolidation", "lung opacity suspicious for pneumonia",
+                      "pneumonia", "parenchymal consolidation", "infiltrate"),
+    "opacity": ("opacity", "opacities", "hazy opacity", "infiltrate", "airspace opacity", "ground-glass opacity"),
+    "pleural effusion": ("pleural effusion", "effusion", "pleural fluid", "blunting of the costophrenic angle"),
+    "atelectasis": ("atelectasis", "volume loss", "atelectatic changes"),
+    "lung nodule": ("lung nodule", "pulmonary nodule", "nodule", "nodular opacity"),
+    "lung mass": ("lung mass", "mass", "pulmonary mass", "mass-like opacity"),
+    "pneumothorax": ("pneumothorax", "ptx"),
+    "right lung": ("right lung", "right lung field", "the right lung"),
+    "left lung": ("left lung", "left lung field", "the left lung"),
+    "heart and mediastinum": ("heart and mediastinum", "cardiomediastinal silhouette", "mediastinal contours"),
+    "trachea and main bronchi": ("trachea and main bronchi", "trachea", "central airways"),
+}  # fmt: skip
+PLACES = (
+    "{what} in the {place}", "{place} {what}", "{what} of the {place}", "{what} within the {place}",
+    "{what} at the {place}", "{what}, {place}",
+)  # fmt: skip
+FRAMES = ("There is {}.", "{} is seen.", "{}.", "Again noted is {}.", "{} is present, unchanged.", "Findings of {}.")
+PLACED = re.compile(r"^(.*?) in the (right|left) (lung|upper lung zone|middle lung zone|lower lung zone)$")
+ZONE_WORDINGS = {
+    "upper lung zone": ("upper lung zone", "upper zone", "upper lobe", "upper lung"),
+    "middle lung zone": ("middle lung zone", "mid zone", "mid lung", "middle lung"),
+    "lower lung zone": ("lower lung zone", "lower zone", "lower lobe", "lower lung", "lung base"),
+}
+
+
+def word_row(rng: np.random.Generator, row: RealRow, mirrored: bool) -> str:
+    """One of many wordings of a real row's phrase; a mirrored picture swaps the sides."""
+    phrase = row.phrase
+    match = PLACED.match(phrase)
+    core, side, place = match.groups() if match else (phrase, "", "")
+    core = str(rng.choice(WORDINGS.get(core, (core,)))) if rng.random() < 0.7 else core
+    place = str(rng.choice(ZONE_WORDINGS.get(place, (place, place, "hemithorax") if place else ("",))))
+    form = str(rng.choice(PLACES)) if rng.random() < 0.7 else PLACES[0]
+    worded = form.format(what=core, place=f"{side} {place}") if match else core
+    return swap_sides(worded) if mirrored else worded
+
+
+def swap_sides(text: str) -> str:
+    """Left for right and right for left, whole words."""
+    swapped = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b(left|right|Left|Right)\b", lambda m: swapped[m.group()], text)
+
+
+def real_prompt(rng: np.random.Generator, row: RealRow, mirrored: bool) -> Prompt:
+    """A row as a prompt: its phrase alone, or inside a plain sentence."""
+    phrase = word_row(rng, row, mirrored)
+    if rng.random() < 0.5:
+        return Prompt(phrase, (Answer(0, len(phrase), False, row.boxes),), spoken=bool(row.boxes))
+    before, after = str(rng.choice(FRAMES)).split("{}")
+    text = before + phrase + after
+    return Prompt(text, (Answer(len(before), len(before) + len(phrase), False, row.boxes),))
+
+
+def real_example(rng: np.random.Generator, real: RealImage, count: int, size: int) -> Example:
+    """Some rows of a real radiograph, mirrored half of the time when no row speaks of the heart."""
+    mirrored = bool(rng.random() < 0.5)
+    rows = [r for r in real.rows if not (mirrored and re.search(r"heart|tube|line|cardi", r.phrase))]
+    if not rows:
+        mirrored, rows = False, list(real.rows)
+    groups: dict[str, list[RealRow]] = defaultdict(list)
+    for row in rows:
+        groups["zone" if "zone" in row.phrase else "anatomy" if row.label in ANATOMY else "finding"].append(row)
+    weights = {"finding": 0.6, "zone": 0.2, "anatomy": 0.2}
+    names = [name for name in weights if groups[name]]
+    share = np.array([weights[name] for name in names])
+    chosen = [groups[str(rng.choice(names, p=share / share.sum()))] for _ in range(count)]
+    prompts = [real_prompt(rng, group[int(rng.integers(len(group)))], mirrored) for group in chosen]
+    return make_example(rng, real.image, prompts, REAL_MOVES, size, mirrored)
+
+
+ANATOMY = {"Right lung", "Left lung", "Cardiomediastinum", "Airways"}
+STATED = re.compile(r"^(CC BY(-NC)?(-SA)?( \d\.\d)?$|NIH )")
+
+
+def is_stated(licence: str) -> bool:
+    """Whether an image's licence is one that allows training: CC BY, CC BY-SA, CC BY-NC-SA or NIH."""
+    return bool(STATED.match(licence))
+
+
+def licensed_patients(rows: Iterable[tuple[str, str]]) -> set[str]:
+    """Patients of (patient, licence) all of whose images have a stated licence."""
+    pairs = list(rows)
+    return {patient for patient, _ in pairs} - {patient for patient, licence in pairs if not is_stated(licence)}

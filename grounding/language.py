@@ -1,0 +1,157 @@
+"""The multimodal language model: pooled image tokens and a text in, phrases and <BOX> tokens out.
+
+Layout of a sequence: image tokens, <s>, text, <ground>, then the answer: phrase <BOX> phrase <NEG> ... </s>.
+The state that stands for a box is the one that predicts <BOX>. Teacher forcing and cached generation share one
+network call, and generation can only copy contiguous words of its prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from grounding.config import KnowMVGConfig
+from grounding.copying import CopyConstraint, Emission
+from grounding.tokens import TextTokens
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseStates:
+    """`box` float32[N, d] predicts <BOX>; `phrase` float32[N, d] is the mean over the phrase's tokens."""
+
+    box: Tensor
+    phrase: Tensor
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of transformers that reads image tokens through a projector."""
+
+    def __init__(self, config: KnowMVGConfig) -> None:
+        super().__init__()
+        settings: dict[str, Any] = dict(config.language_model)
+        models: Any = AutoModelForCausalLM
+        self.lm = models.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
+        self.side = config.language.image_tokens_side
+        self.max_answer_tokens = config.language.max_answer_tokens
+        self.width = int(self.lm.config.hidden_size)
+        self.projector = nn.Sequential(
+            nn.Linear(config.decoder.width, self.width), nn.GELU(), nn.Linear(self.width, self.width)
+        )
+
+    @property
+    def image_token_count(self) -> int:
+        """Image tokens at the start of each sequence."""
+        return self.side * self.side
+
+    def image_tokens(self, coarse: Tensor) -> Tensor:
+        """float32[B, C, H, W] -> float32[B, side * side, d]."""
+        pooled = nn.functional.adaptive_avg_pool2d(coarse, self.side)
+        projected: Tensor = self.projector(pooled.flatten(2).transpose(1, 2))
+        return projected
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64[...] -> float32[..., d]."""
+        embedded: Tensor = self.lm.get_input_embeddings()(token_ids)
+        return embedded
+
+    def forward(self, image_tokens: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
+        """Teacher forcing: float32[S, n, d], int64[S, T] right-padded, bool[S, T] -> states float32[S, T, d]."""
+        inputs = torch.cat([image_tokens, self.embed(token_ids)], dim=1)
+        whole = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1)
+        states: Tensor = self.lm.model(inputs_embeds=inputs, attention_mask=whole.long()).last_hidden_state
+        return states[:, image_tokens.shape[1] :]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """float32[..., d] -> float32[..., V]."""
+        scores: Tensor = self.lm.lm_head(states)
+        return scores
+
+    def generate(
+        self, image_tokens: Tensor, prompts: list[TextTokens], tokens: Any
+    ) -> tuple[list[list[Emission]], PhraseStates]:
+        """Greedy, cached and constrained answers to a batch of prompts (one image's tokens, float32[1, n, d]).
+
+        Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
+        """
+        run = _Generation(self, image_tokens, prompts, tokens)
+        for _ in range(self.max_answer_tokens):
+            if not run.step():
+                break
+        return run.emissions(), run.states()
+
+
+class _Generation:
+    """One batch of answers under way: the cache, each row's constraint and the states collected so far."""
+
+    def __init__(self, language: LanguageModel, image_tokens: Tensor, prompts: list[TextTokens], tokens: Any) -> None:
+        self.language = language
+        self.rows = [CopyConstraint(prompt, tokens) for prompt in prompts]
+        self.cache = DynamicCache()
+        self.collected: list[list[Tensor]] = [[] for _ in prompts]
+        self.found: list[list[PhraseStates]] = [[] for _ in prompts]
+        self.pad = tokens.pad
+        self.hidden = self._prefill(image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts])
+
+    def _prefill(self, image_tokens: Tensor, ids: list[list[int]]) -> Tensor:
+        longest = max(len(row) for row in ids)
+        count, device = image_tokens.shape[1], image_tokens.device
+        padded = torch.tensor([[self.pad] * (longest - len(row)) + row for row in ids], device=device)
+        text = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
+        # Left padding keeps the last column the newest token of every row; it lies before the image tokens.
+        order = [torch.arange(longest - len(row), device=device) for row in ids]
+        embedded = self.language.embed(padded)
+        inputs, masks = [], []
+        for row, blank in enumerate(order):
+            n = len(blank)
+            inputs.append(torch.cat([embedded[row, :n], image_tokens[0], embedded[row, n:]]))
+            masks.append(torch.cat([text[row, :n], text.new_ones(count), text[row, n:]]))
+        self.mask = torch.stack(masks)
+        return self._advance(torch.stack(inputs), (self.mask.cumsum(1) - 1).clamp_min(0))
+
+    def _advance(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        out = self.language.lm.model(
+            inputs_embeds=inputs, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache,
+            use_cache=True,
+        )  # fmt: skip
+        last: Tensor = out.last_hidden_state[:, -1]
+        return last
+
+    def step(self) -> bool:
+        """Choose one token for each row and read it; False when every row has ended."""
+        logits = self.language.logits(self.hidden).float().cpu()
+        chosen: list[int] = []
+        for index, row in enumerate(self.rows):
+            token = row.choose(logits[index])
+            if token in row.closers:
+                run = torch.stack(self.collected[index])
+                self.found[index].append(PhraseStates(run[-1], run.mean(0)))
+                self.collected[index].clear()
+            chosen.append(token)
+        if all(row.ended for row in self.rows):
+            return False
+        self._read(chosen)
+        return True
+
+    def _read(self, chosen: list[int]) -> None:
+        ids = torch.tensor(chosen, device=self.mask.device)[:, None]
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
+        self.hidden = self._advance(self.language.embed(ids), self.mask.sum(1, keepdim=True) - 1)
+        for index, row in enumerate(self.rows):
+            if row.in_phrase:
+                self.collected[index].append(self.hidden[index])
+
+    def emissions(self) -> list[list[Emission]]:
+        """What each row closed with <BOX> or <NEG>, in order."""
+        return [row.emissions for row in self.rows]
+
+    def states(self) -> PhraseStates:
+        """States of all closed phrases of all rows."""
+        found = [state for row in self.found for state in row]
+        if not found:
+            empty = self.hidden.new_zeros((0, self.language.width))
+            return PhraseStates(empty, empty)
+        return PhraseStates(torch.stack([s.box for s in found]), torch.stack([s.phrase for s in found]))

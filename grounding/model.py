@@ -1,0 +1,121 @@
+"""The KnowMVG network: image and text to boxes, component by component, each with a switch in the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grounding.backbone import ImageFeatures, VisionBackbone
+from grounding.config import KnowMVGConfig
+from grounding.decoder import BoxDecoder, DecodedBoxes
+from grounding.knowledge import KnowledgeBank
+from grounding.language import LanguageModel, PhraseStates
+from grounding.prompter import KnowledgePrompter
+from grounding.tokens import GroundingTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """S token sequences on B images, and the N phrases in them that are followed by <BOX>.
+
+    `token_ids` int64[S, T] right-padded with `mask` bool[S, T]; `image_of_text` int64[S]; `labels` int64[S, T] are
+    the next tokens to learn (-100: none). `text_of_phrase` int64[N], `phrase_start` and `phrase_end` int64[N]: its
+    token positions [start, end). `log_prior` float32[N, M] comes from the knowledge bank.
+    """
+
+    token_ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    image_of_text: Tensor
+    text_of_phrase: Tensor
+    phrase_start: Tensor
+    phrase_end: Tensor
+    log_prior: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOutput:
+    """What a teacher-forced pass gives: language logits float32[S, T, V], boxes, bank scores float32[N, M] or None."""
+
+    logits: Tensor
+    boxes: DecodedBoxes | None
+    row_scores: Tensor | None
+
+
+class KnowMVG(nn.Module):
+    """Vision backbone, language model, knowledge prompter and box decoder."""
+
+    def __init__(self, config: KnowMVGConfig, bank: KnowledgeBank, tokens: GroundingTokenizer) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = VisionBackbone(config)
+        self.language = LanguageModel(config)
+        width = config.decoder.width
+        self.box_query = nn.Sequential(
+            nn.Linear(self.language.width, self.language.width), nn.ReLU(), nn.Linear(self.language.width, width)
+        )
+        self.prompter: KnowledgePrompter | None = None
+        if (config.knowledge.prompts and config.knowledge.top_k > 0) or config.knowledge.prior_map:
+            self.prompter = KnowledgePrompter(config, self.language.width, bank, self._coarse_size())
+            self._register_bank_text(bank, tokens)
+        self.decoder = BoxDecoder(config)
+
+    def _coarse_size(self) -> int:
+        side = self.config.frame.canvas
+        with torch.no_grad():
+            return int(self.backbone.eval()(torch.zeros(1, 1, side, side)).coarse.shape[-1])
+
+    def _register_bank_text(self, bank: KnowledgeBank, tokens: GroundingTokenizer) -> None:
+        rows = [tokens.encode(row.text, 64).ids for row in bank.rows]
+        longest = max(len(row) for row in rows)
+        padded = torch.tensor([[*row, *[tokens.pad] * (longest - len(row))] for row in rows])
+        weights = torch.tensor([[1.0 / len(row)] * len(row) + [0.0] * (longest - len(row)) for row in rows])
+        self.register_buffer("bank_ids", padded, persistent=False)
+        self.register_buffer("bank_weights", weights, persistent=False)
+
+    def bank_text(self) -> Tensor:
+        """float32[M, d]: mean of the language model's input embeddings of each row's text."""
+        embedded = self.language.embed(self.get_buffer("bank_ids"))
+        return (embedded * self.get_buffer("bank_weights").unsqueeze(-1)).sum(1)
+
+    def encode_images(self, pixels: Tensor) -> ImageFeatures:
+        """float32[B, 1, S, S] in [0, 1] -> features."""
+        features: ImageFeatures = self.backbone(pixels)
+        return features
+
+    def decode(
+        self, features: ImageFeatures, image_index: Tensor, states: PhraseStates, log_prior: Tensor
+    ) -> tuple[DecodedBoxes, Tensor | None]:
+        """Boxes of N phrases from their states; `image_index` int64[N] names each phrase's image."""
+        query = self.box_query(states.box)
+        sparse = prior = scores = None
+        if self.prompter is not None:
+            prompts = self.prompter(query, states.phrase, self.bank_text(), log_prior)
+            scores = prompts.scores
+            if self.config.knowledge.prompts:
+                query, sparse = prompts.query, prompts.sparse
+            prior = prompts.prior if self.config.knowledge.prior_map else None
+        return self.decoder(features, image_index, query, sparse, prior), scores
+
+    def phrase_states(self, states: Tensor, batch: TextBatch) -> PhraseStates:
+        """The state that predicts <BOX> and the mean over the phrase's tokens, from states float32[S, T, d]."""
+        rows = states[batch.text_of_phrase]
+        position = torch.arange(states.shape[1], device=states.device)
+        inside = (position >= batch.phrase_start[:, None]) & (position < batch.phrase_end[:, None])
+        weights = inside.float() / inside.sum(1, keepdim=True).clamp_min(1)
+        last = rows[torch.arange(len(rows), device=rows.device), batch.phrase_end - 1]
+        return PhraseStates(last, torch.einsum("nt,ntd->nd", weights, rows))
+
+    def forward(self, pixels: Tensor, batch: TextBatch) -> NetworkOutput:
+        """One teacher-forced pass: pixels float32[B, 1, S, S]."""
+        features = self.encode_images(pixels)
+        image_tokens = self.language.image_tokens(features.coarse)[batch.image_of_text]
+        states = self.language(image_tokens, batch.token_ids, batch.mask)
+        logits = self.language.logits(states)
+        if len(batch.text_of_phrase) == 0:
+            return NetworkOutput(logits, None, None)
+        image_index = batch.image_of_text[batch.text_of_phrase]
+        boxes, scores = self.decode(features, image_index, self.phrase_states(states, batch), batch.log_prior)
+        return NetworkOutput(logits, boxes, scores)

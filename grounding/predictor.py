@@ -1,0 +1,173 @@
+"""The callable product: images and a report in, findings with boxes out. The only reader of its inputs is the network.
+
+The report's sentences are read in one batch, all phrases of an image are decoded in one batch, and an image is
+encoded once. No reference box or phrase can reach `ground`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from grounding.backbone import ImageFeatures
+from grounding.copying import Emission
+from grounding.decoder import DecodedBoxes
+from grounding.knowledge import KnowledgeBank
+from grounding.language import PhraseStates
+from grounding.model import KnowMVG
+from grounding.negation import is_negated
+from grounding.processor import Processor
+from grounding.tokens import GroundingTokenizer, TextTokens
+from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPhrase:
+    """A phrase that was read out of a text: its words, its place in the report, and whether it is negated."""
+
+    phrase: str
+    source: Span | None
+    negated: bool
+
+
+class Predictor:
+    """A loaded KnowMVG; implements `grounding.types.Grounder`."""
+
+    def __init__(
+        self, network: KnowMVG, tokens: GroundingTokenizer, bank: KnowledgeBank, identity: ModelIdentity
+    ) -> None:
+        self._network = network.eval()
+        self._processor = Processor(network.config, tokens, bank)
+        self._bank = bank
+        self._identity = identity
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Name, version and digest of the model."""
+        return self._identity
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return next(self._network.parameters()).device
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
+        """Find the diagnostic phrases of `report` and the boxes of each in every image of `images`."""
+        sentences = [(span, report.text[span.start : span.end]) for span in report.sentences]
+        sentences = [(span, text) for span, text in sentences if text.strip()]
+        if not images or not sentences:
+            return Grounding(self._identity, ())
+        texts = [(text, self._processor.encode(text)) for _, text in sentences]
+        features = [self._encode(image) for image in images]
+        answers, states = self._read(features[0], texts)
+        phrases = [
+            ReadPhrase(text[e.start : e.end], Span(span.start + e.start, span.start + e.end),
+                       e.negated or is_negated(text, e.start, e.end))
+            for (span, text), emissions in zip(sentences, answers, strict=True)
+            for e in emissions
+        ]  # fmt: skip
+        keep = first_of_each(phrases)
+        findings: list[Finding] = []
+        for number, image in enumerate(images):
+            seen = states if number == 0 else self._forced(features[number], texts, answers)
+            findings += self._findings(number, image, features[number], seen, phrases, keep)
+        return Grounding(self._identity, tuple(findings))
+
+    @torch.inference_mode()
+    def ground_phrases(self, image: Image, phrases: Sequence[str]) -> tuple[Finding, ...]:
+        """Boxes of each of `phrases` in `image`, in the same order. A phrase that negates itself is not looked for."""
+        if not phrases:
+            return ()
+        texts = [(phrase, self._processor.encode(phrase)) for phrase in phrases]
+        answers = [[Emission(0, len(phrase), False)] for phrase in phrases]
+        features = self._encode(image)
+        states = self._forced(features, texts, answers)
+        read = [ReadPhrase(phrase, None, is_negated(phrase, 0, len(phrase))) for phrase in phrases]
+        return tuple(self._findings(0, image, features, states, read, list(range(len(read)))))
+
+    def _encode(self, image: Image) -> ImageFeatures:
+        return self._network.encode_images(self._processor.pixels(image).to(self.device))
+
+    def _read(
+        self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]]
+    ) -> tuple[list[list[Emission]], PhraseStates]:
+        """The model's own reading of the texts, and the states of its phrases."""
+        language = self._network.language
+        image_tokens = language.image_tokens(features.coarse)
+        return language.generate(image_tokens, [tokens for _, tokens in texts], self._processor.tokens)
+
+    def _forced(
+        self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
+    ) -> PhraseStates:
+        """States of phrases that are already decided, on another image or without a report."""
+        given = [(text, tokens, found) for (text, tokens), found in zip(texts, answers, strict=True)]
+        batch = to_device(self._processor.forced_batch(given), self.device)
+        image_tokens = self._network.language.image_tokens(features.coarse)[batch.image_of_text]
+        states = self._network.language(image_tokens, batch.token_ids, batch.mask)
+        return self._network.phrase_states(states, batch)
+
+    def _findings(
+        self, number: int, image: Image, features: ImageFeatures, states: PhraseStates, phrases: Sequence[ReadPhrase],
+        keep: Sequence[int],
+    ) -> list[Finding]:  # fmt: skip
+        wanted = [i for i in keep if not phrases[i].negated]
+        boxes = self._decode(features, states, [phrases[i] for i in wanted], wanted)
+        frame = self._processor.frame(image)
+        findings = []
+        for i in keep:
+            if phrases[i].negated:
+                if number == 0:
+                    findings.append(self._finding(phrases[i], number, (), None))
+                continue
+            if boxes is None:
+                continue
+            row = wanted.index(i)
+            findings.append(
+                self._finding(
+                    phrases[i], number, self._processor.scored_boxes(boxes, row, frame), uncertainty(boxes, row)
+                )
+            )
+        return findings
+
+    def _decode(
+        self, features: ImageFeatures, states: PhraseStates, phrases: Sequence[ReadPhrase], wanted: Sequence[int]
+    ) -> DecodedBoxes | None:
+        if not wanted:
+            return None
+        index = torch.tensor(wanted, device=self.device)
+        chosen = PhraseStates(states.box[index], states.phrase[index])
+        prior = self._processor.log_prior([phrase.phrase for phrase in phrases]).to(self.device)
+        return self._network.decode(features, torch.zeros_like(index), chosen, prior)[0]
+
+    def _finding(self, read: ReadPhrase, number: int, boxes: tuple[ScoredBox, ...], doubt: float | None) -> Finding:
+        reading = self._bank.read_phrase(read.phrase)
+        return Finding(
+            phrase=read.phrase, source=read.source, image=number, boxes=boxes, localized=bool(boxes),
+            negated=read.negated, finding=reading.entity.concept if reading.entity else None,
+            site=self._bank.site(reading), uncertainty=doubt if boxes else None,
+        )  # fmt: skip
+
+
+def first_of_each(phrases: Sequence[ReadPhrase]) -> list[int]:
+    """Indices of the phrases to report: the first of those that say the same in the same words."""
+    seen: dict[tuple[str, bool], int] = {}
+    for index, phrase in enumerate(phrases):
+        seen.setdefault((" ".join(phrase.phrase.lower().split()), phrase.negated), index)
+    return sorted(seen.values())
+
+
+def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:
+    """1 minus the expected IoU of the surest box of a phrase; None without that head."""
+    if boxes.quality_logits is None:
+        return None
+    best = int(boxes.presence_logits[row].argmax())
+    return 1.0 - float(boxes.quality_logits[row, best].float().sigmoid())
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A dataclass of tensors, moved."""
+    return replace(value, **{f.name: getattr(value, f.name).to(device) for f in fields(value)})

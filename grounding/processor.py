@@ -1,0 +1,86 @@
+"""Images and texts to tensors for one grounding, and boxes back to image pixels. Holds no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grounding.config import KnowMVGConfig
+from grounding.copying import Emission
+from grounding.decoder import DecodedBoxes
+from grounding.geometry import Frame, iou, stretch_contrast
+from grounding.knowledge import KnowledgeBank
+from grounding.model import TextBatch
+from grounding.tokens import GroundingTokenizer, TextTokens
+from grounding.types import Image, ScoredBox
+
+
+class Processor:
+    """Everything between the world's values and the network's tensors, for one configuration."""
+
+    def __init__(self, config: KnowMVGConfig, tokens: GroundingTokenizer, bank: KnowledgeBank) -> None:
+        self.config, self.tokens, self.bank = config, tokens, bank
+
+    def frame(self, image: Image) -> Frame:
+        """Where the image lies on the canvas; an image that is not two-dimensional and filled raises ValueError."""
+        if image.ndim != 2 or 0 in image.shape:
+            raise ValueError(f"an image needs rows and columns, not the shape {image.shape}: pass float32[H, W]")
+        return Frame(image.shape[0], image.shape[1], self.config.frame.canvas, self.config.frame.mode)
+
+    def pixels(self, image: Image) -> Tensor:
+        """float32[1, 1, S, S] in [0, 1], contrast stretched."""
+        drawn = self.frame(image).draw(np.nan_to_num(np.asarray(image, np.float32)))
+        return torch.from_numpy(stretch_contrast(drawn))[None, None]
+
+    def encode(self, text: str) -> TextTokens:
+        """Tokens of a text, cut at the longest prompt."""
+        return self.tokens.encode(text, self.config.language.max_prompt_tokens)
+
+    def forced_batch(self, texts: Sequence[tuple[str, TextTokens, Sequence[Emission]]]) -> TextBatch:
+        """Texts on one image with their phrases already decided, for teacher forcing; phrases in order."""
+        rows: list[list[int]] = []
+        where: list[tuple[int, int, int]] = []
+        phrases: list[str] = []
+        for number, (text, tokens, emissions) in enumerate(texts):
+            ids = self.tokens.prompt_ids(tokens)
+            for emission in emissions:
+                first, last = tokens.span_tokens(emission.start, emission.end)
+                where.append((number, len(ids), len(ids) + last - first))
+                ids += [*tokens.ids[first:last], self.tokens.neg if emission.negated else self.tokens.box]
+                phrases.append(text[emission.start : emission.end])
+            rows.append(ids)
+        padded, mask = pad_rows(rows, self.tokens.pad)
+        text_of, starts, ends = (torch.tensor([w[i] for w in where], dtype=torch.long) for i in range(3))
+        zeros = torch.zeros(len(rows), dtype=torch.long)
+        labels = torch.full_like(padded, -100)
+        return TextBatch(padded, mask, labels, zeros, text_of, starts, ends, self.log_prior(phrases))
+
+    def log_prior(self, phrases: Sequence[str]) -> Tensor:
+        """float32[N, M] of the knowledge bank."""
+        if not phrases:
+            return torch.zeros(0, len(self.bank.rows))
+        return torch.from_numpy(np.stack([self.bank.log_prior(phrase) for phrase in phrases]))
+
+    def scored_boxes(self, boxes: DecodedBoxes, index: int, frame: Frame) -> tuple[ScoredBox, ...]:
+        """Boxes of phrase `index` whose presence passes the threshold, best first, near duplicates left out."""
+        scores = boxes.presence_logits[index].float().sigmoid().tolist()
+        decision = self.config.decision
+        kept: list[ScoredBox] = []
+        for slot in sorted(range(len(scores)), key=lambda i: -scores[i]):
+            if scores[slot] < decision.presence:
+                break
+            box = frame.to_image(boxes.refined[index, slot].tolist())
+            if box.area > 0 and all(iou(box, other.box) < decision.duplicate_iou for other in kept):
+                kept.append(ScoredBox(box, scores[slot]))
+        return tuple(kept)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """int64[S, T] right-padded and its mask bool[S, T]."""
+    longest = max(len(row) for row in rows)
+    padded = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
+    return padded, mask

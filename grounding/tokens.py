@@ -1,0 +1,87 @@
+"""Text to token ids and back to characters: a byte-level BPE whose every token knows its place in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, GROUND, BOX, NEG = "<pad>", "<s>", "</s>", "<ground>", "<BOX>", "<NEG>"
+SPECIAL = [PAD, BOS, EOS, GROUND, BOX, NEG]
+
+
+@dataclass(frozen=True, slots=True)
+class TextTokens:
+    """Token ids of a text, the characters [start, end) of each, and whether a word starts there."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    word_starts: tuple[bool, ...]
+
+    def span_tokens(self, start: int, end: int) -> tuple[int, int]:
+        """Indices [first, last) of the tokens that overlap characters [start, end)."""
+        inside = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+
+class GroundingTokenizer:
+    """The tokenizer of the language model and its special tokens."""
+
+    def __init__(self, fast: Any) -> None:
+        self.fast = fast
+        ids = fast.convert_tokens_to_ids(SPECIAL)
+        self.pad, self.bos, self.eos, self.ground, self.box, self.neg = (int(i) for i in ids)
+
+    def __len__(self) -> int:
+        return len(self.fast)
+
+    def encode(self, text: str, limit: int) -> TextTokens:
+        """Tokens of a text (special tokens in it are read as plain characters), cut after `limit`."""
+        encoded = self.fast.backend_tokenizer.encode(text.replace("<", " "), add_special_tokens=False)
+        ids, offsets = encoded.ids[:limit], encoded.offsets[:limit]
+        trimmed = [(trim_start(text, a, b), b) for a, b in offsets]
+        starts = [a != b and (a == 0 or not text[a - 1].isalnum() or not text[a].isalnum()) for a, b in trimmed]
+        return TextTokens(tuple(ids), tuple(trimmed), tuple(starts))
+
+    def prompt_ids(self, text: TextTokens) -> list[int]:
+        """<s> text <ground>."""
+        return [self.bos, *text.ids, self.ground]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        self.fast.save_pretrained(str(folder))
+
+    @classmethod
+    def load(cls, folder: Path) -> GroundingTokenizer:
+        """Read what `save` wrote."""
+        return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int) -> GroundingTokenizer:
+        """Learn a lower-casing byte-level BPE from texts."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )  # fmt: skip
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizers: Any = PreTrainedTokenizerFast
+        fast = tokenizers(
+            tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS,
+            extra_special_tokens={"ground_token": GROUND, "box_token": BOX, "neg_token": NEG},
+        )  # fmt: skip
+        return cls(fast)
+
+
+def trim_start(text: str, start: int, end: int) -> int:
+    """A byte-level token carries the space before it; its place in the text starts after that space."""
+    while start < end and text[start].isspace():
+        start += 1
+    return start
