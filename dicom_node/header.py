@@ -133,7 +133,7 @@ def read_lut(lut: Dataset) -> tuple[int, int, NDArray[np.uint16]] | None:
         if not isinstance(raw, bytes):
             table = np.asarray(raw, np.uint16)
         else:
-            table = np.frombuffer(raw, np.uint8 if len(raw) < 2 * entries else "<u2").astype(np.uint16)
+            table = np.frombuffer(raw, np.uint8 if bits == 8 and len(raw) < 2 * entries else "<u2").astype(np.uint16)
     except DECODE_ERRORS:
         return None
     return (first, bits, table[:entries]) if len(table) >= entries and 8 <= bits <= 16 else None

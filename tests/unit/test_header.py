@@ -118,3 +118,8 @@ def test_malformed_headers_are_copied_or_left_blank():
         assert "PatientID" in copy_identity(ds)
         copied += 1
     assert copied > 200
+
+
+def test_value_that_cannot_be_decoded_is_none():
+    ds = decode(encode(make_cxr_dataset(WindowCenter="2048")).replace(b"2048", b"xy.z"))
+    assert read_number(ds, "WindowCenter") is None

@@ -293,3 +293,17 @@ def test_malformed_files_render_or_are_refused():
         except UnreadablePixelsError:
             outcomes.add(False)
     assert outcomes == {True, False}
+
+
+def test_damaged_palette_is_refused():
+    ds = make_cxr_dataset(photometric="PALETTE COLOR")
+    with pytest.raises(UnreadablePixelsError, match="are damaged"):
+        render(ds)
+
+
+def test_palette_is_reduced_to_luminance():
+    ds = make_cxr_dataset(pixels=np.arange(16, dtype=np.uint8).reshape(4, 4), photometric="PALETTE COLOR")
+    for colour in ("Red", "Green", "Blue"):
+        ds.add_new(f"{colour}PaletteColorLookupTableDescriptor", "US", [256, 0, 8])
+        ds.add_new(f"{colour}PaletteColorLookupTableData", "OW", bytes(range(256)))
+    assert render(ds).ravel() == pytest.approx(np.arange(16) / 255, abs=1e-6)
