@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error
+from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error, refuse_absent_file
 from dicom_node.cli.terminal import print_json
 from dicom_node.config import load_settings, masked
 from dicom_node.errors import NodeError
@@ -59,6 +59,8 @@ def upgrade(config: ConfigOption = None) -> None:
         upgrade_schema(settings.database.url)
     except DBAPIError as error:
         raise NodeError(describe_database_error(settings, error.orig)) from error
+    except OSError as error:
+        raise NodeError(describe_database_error(settings, error)) from error
     typer.echo(f"{masked(settings)['database']['url']} has the newest schema.", err=True)
 
 
@@ -71,6 +73,7 @@ def current(config: ConfigOption = None) -> None:
     from dicom_node.queries import check_schema, current_revision, make_engine
 
     try:
+        refuse_absent_file(settings)
         engine = make_engine(settings.database.url)
         typer.echo(current_revision(engine) or "(no schema)")
         check_schema(engine)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.events import Event
+from pynetdicom.transport import ThreadedAssociationServer
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -31,8 +32,9 @@ class StandInArchive:
         self._lock = Lock()
         self._instances: dict[str, Dataset] = {}
         handlers: list[Any] = [(evt.EVT_C_STORE, self._handle_store), (evt.EVT_C_FIND, self._handle_find)]
-        self._server: Any = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        self.port: int = self._server.server_address[1]
+        server = cast(ThreadedAssociationServer, ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers))
+        self.port: int = server.server_address[1]
+        self._server: ThreadedAssociationServer | None = server
 
     @property
     def instances(self) -> tuple[Dataset, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from dicom_node.cli.options import refuse_absent_file
 from dicom_node.config import DestinationSettings, Settings, load_settings
 from dicom_node.console.health import Check, check_database, check_storage
 from dicom_node.errors import NodeError, SettingsError
@@ -20,7 +21,7 @@ def run_checks(config: Path | None) -> Iterator[Check]:
         yield Check("configuration", False, str(error))
         return
     yield check_configuration(settings, config)
-    yield check_database(settings, make_engine(settings.database.url))
+    yield check_rows(settings)
     yield check_broker(settings)
     yield check_storage(settings)
     for destination in settings.destinations:
@@ -34,6 +35,15 @@ def check_configuration(settings: Settings, config: Path | None) -> Check:
     warning = "" if settings.receiver.any or settings.receiver.peers else "; receiver.peers is empty, nobody can send"
     warning += "" if settings.destinations else "; destinations is empty, results go nowhere"
     return Check("configuration", True, f"{config or 'default'}: lets in {peers}{warning}")
+
+
+def check_rows(settings: Settings) -> Check:
+    """Tell whether the database is there, answers and has the schema of this version."""
+    try:
+        refuse_absent_file(settings)
+    except NodeError as error:
+        return Check("database", False, str(error))
+    return check_database(settings, make_engine(settings.database.url))
 
 
 def check_broker(settings: Settings) -> Check:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
 from dicom_node.cli.options import ConfigOption, JsonOption, open_sessions, parse_since
-from dicom_node.cli.terminal import print_json, print_table, printable
+from dicom_node.cli.terminal import print_json, print_table, printable, printable_instant
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings, load_settings
 from dicom_node.errors import NodeError
@@ -35,14 +35,19 @@ app = typer.Typer(
     cls=ListByDefault, help="The job database: list (default), show, retry, cancel.", rich_markup_mode=None
 )
 
-STATES = ("RECEIVING", "COMPLETE", "GROUNDED", "WRITTEN", "DELIVERED", "NOT_APPLICABLE", "FAILED", "CANCELLED")
+MAX_JOB_ID = 2**31 - 1
+"""What the database's integers hold."""
 
 
 def check_state(value: str | None) -> str | None:
     """Refuse what is no state, rather than find nothing."""
-    if value is None or value.upper() in STATES:
-        return value and value.upper()
-    raise typer.BadParameter(f"{value!r} is not one of {', '.join(STATES)}")
+    if value is None:
+        return None
+    from dicom_node.study import State  # reads DICOM headers: not for every command
+
+    if value.upper() in get_args(State):
+        return value.upper()
+    raise typer.BadParameter(f"{value!r} is not one of {', '.join(get_args(State))}")
 
 
 StateOption = Annotated[
@@ -81,7 +86,7 @@ def list_command(  # noqa: PLR0913 - one parameter per option
 
 @app.command("show")
 def show_command(
-    job_id: Annotated[int, typer.Argument(metavar="ID", help="A job's number, from `knowmvg jobs`.")],
+    job_id: Annotated[int, typer.Argument(min=1, max=MAX_JOB_ID, metavar="ID", help="A number from `knowmvg jobs`.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,10 +107,13 @@ def show_command(
 
 @app.command("retry")
 def retry_command(
-    job_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Jobs that ended FAILED, or others to redo.")],
+    job_ids: Annotated[list[int], typer.Argument(min=1, max=MAX_JOB_ID, metavar="ID...", help="Jobs that have ended.")],
     config: ConfigOption = None,
 ) -> None:
-    """Try jobs again from the step that failed."""
+    """Try jobs again from the step that failed.
+
+    A delivered job is delivered again.
+    """
     settings = load_settings(config)
     from dicom_node.queries import retry_job
 
@@ -114,7 +122,8 @@ def retry_command(
 
 @app.command("cancel")
 def cancel_command(
-    job_ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Jobs to stop.")], config: ConfigOption = None
+    job_ids: Annotated[list[int], typer.Argument(min=1, max=MAX_JOB_ID, metavar="ID...", help="Jobs under way.")],
+    config: ConfigOption = None,
 ) -> None:
     """Stop jobs that are under way; what was received is kept."""
     settings = load_settings(config)
@@ -150,7 +159,7 @@ LIST_COLUMNS = ("JOB", "STATE", "OUTCOME", "REV", "TRIES", "UPDATED (UTC)", "STU
 
 def _list_row(job: dict[str, Any]) -> list[object]:
     keys = ("job_id", "state", "outcome", "revision", "attempts", "updated_at", "study_instance_uid", "failure")
-    return [job[key] for key in keys]
+    return [printable_instant(job[key]) if key == "updated_at" else job[key] for key in keys]
 
 
 def _print_job(job: dict[str, Any]) -> None:
@@ -166,7 +175,11 @@ def _print_job(job: dict[str, Any]) -> None:
 
 def _sections(job: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list[object]]]]:
     return [
-        ("Timeline", ("AT (UTC)", "EVENT", "DETAIL"), [[e["at"], e["event"], e["detail"]] for e in job["timeline"]]),
+        (
+            "Timeline",
+            ("AT (UTC)", "EVENT", "DETAIL"),
+            [[printable_instant(e["at"]), e["event"], e["detail"]] for e in job["timeline"]],
+        ),
         ("Timings", ("STAGE", "SECONDS"), [[stage, f"{s:.2f}"] for stage, s in job["timings"].items()]),
         ("Findings", FINDING_COLUMNS, finding_rows(job["findings"])),
         ("Results", ("SOP CLASS", "SOP INSTANCE"), [[r["sop_class"], r["sop_instance_uid"]] for r in job["results"]]),

@@ -44,12 +44,20 @@ def open_sessions(settings: Settings) -> sessionmaker[Session]:
 
     from dicom_node.queries import check_schema, make_engine, make_sessions
 
+    refuse_absent_file(settings)
     engine = make_engine(settings.database.url)
     try:
         check_schema(engine)
     except DBAPIError as error:
         raise NodeError(describe_database_error(settings, error.orig)) from error
     return make_sessions(engine)
+
+
+def refuse_absent_file(settings: Settings) -> None:
+    """Raise NodeError where the SQLite file is missing, which would be made, empty, by looking into it."""
+    path = settings.database.url.removeprefix("sqlite:///")
+    if path != settings.database.url and not Path(path).exists():
+        raise NodeError(f"there is no job database at {path} yet; `knowmvg up` or `knowmvg db upgrade` makes it")
 
 
 def describe_database_error(settings: Settings, error: BaseException | None) -> str:

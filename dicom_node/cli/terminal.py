@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import typer
 
@@ -15,8 +14,8 @@ PIPED_WIDTH = 1000
 
 
 def print_json(document: object) -> None:
-    """Print one JSON document; instants as ISO text."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False, default=_encode))
+    """Print one JSON document."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -41,11 +40,9 @@ def printable(value: object) -> str:
     """Return `value` as one line without control characters, which could move a terminal's cursor."""
     if value is None:
         return "-"
-    text = f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    return "".join(letter if letter.isprintable() else " " for letter in str(value))
 
 
-def _encode(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def printable_instant(text: str) -> str:
+    """Return an ISO instant to the second, as `2026-01-31 12:00:00`."""
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S}"

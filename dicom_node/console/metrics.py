@@ -31,9 +31,11 @@ class JobCollector(Collector):
             jobs.add_metric([state], counts.get(state, 0))
         yield jobs
         yield GaugeMetricFamily("knowmvg_instances", "Instances received and kept", count_instances(self.session))
-        due = oldest_due(self.session, self.now)
-        age = (self.now - due).total_seconds() if due else 0.0
-        yield GaugeMetricFamily("knowmvg_queue_age_seconds", "How long the oldest due job has waited for a worker", age)
+        since = oldest_due(self.session, self.now)
+        age = (self.now - since).total_seconds() if since else 0.0
+        yield GaugeMetricFamily(
+            "knowmvg_queue_age_seconds", "How long the job has waited that has waited longest for a worker", age
+        )
 
 
 def render_metrics(session: Session, now: datetime) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from html import escape
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlencode
+
+from dicom_node.study import State
 
 Job = Mapping[str, Any]
 
@@ -21,7 +22,7 @@ nav a { margin-right: .8rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem; 
 .why { background: var(--soft); border-left: 4px solid #c33; padding: .6rem 1rem; } .FAILED { color: #c33; }
 """
 
-STATES = ("RECEIVING", "COMPLETE", "GROUNDED", "WRITTEN", "DELIVERED", "NOT_APPLICABLE", "FAILED", "CANCELLED")
+STATES: tuple[str, ...] = get_args(State)
 
 
 def render_jobs(jobs: Sequence[Job], counts: Mapping[str, int], state: str | None) -> str:
@@ -134,8 +135,7 @@ def _state(state: object) -> str:
 
 
 def _time(value: object) -> str:
-    text = f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)[:19].replace("T", " ")
-    return escape(text)
+    return escape(str(value)[:19].replace("T", " "))
 
 
 def _text(value: object) -> str:

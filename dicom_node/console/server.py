@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,7 +100,7 @@ class Pages:
 
     def _job(self, job_id: str) -> dict[str, Any]:
         with self.sessions() as session:
-            job = show_job(session, int(job_id)) if job_id.isascii() and job_id.isdigit() and len(job_id) < 19 else None
+            job = show_job(session, int(job_id)) if re.fullmatch(r"[0-9]{1,9}", job_id) else None
             if job is None:
                 raise RefusedError(404, f"there is no job {job_id}")
             return job.to_json()
@@ -182,9 +183,14 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def make_server(settings: Settings, sessions: sessionmaker[Session], clock: Clock) -> ConsoleServer:
-    """Return a server that listens already; raises NodeError for a host that others could reach."""
-    host, port = settings.console.host, settings.console.port
+def make_server(
+    settings: Settings, sessions: sessionmaker[Session], clock: Clock, port: int | None = None
+) -> ConsoleServer:
+    """Return a server that listens already, on `port` (0: the system's choice) instead of the settings' if given.
+
+    Raises NodeError for a host that others could reach.
+    """
+    host, port = settings.console.host, settings.console.port if port is None else port
     if not is_loopback(host):
         raise NodeError(
             f"console.host is {host}, but this version has no sign-in and shows patient data: use 127.0.0.1, "
@@ -222,10 +228,4 @@ def _refusal(path: str, status: int, reason: str) -> Answer:
 
 
 def _encode(document: object) -> str:
-    return json.dumps(document, ensure_ascii=False, default=_encode_value) + "\n"
-
-
-def _encode_value(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return json.dumps(document, ensure_ascii=False) + "\n"

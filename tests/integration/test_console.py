@@ -1,0 +1,234 @@
+"""The console process over HTTP: pages, JSON, health and metrics of a real database; and whom it does not answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node.config import Settings
+from dicom_node.console.server import make_server
+from dicom_node.errors import NodeError
+from dicom_node.instance import read_instance
+from dicom_node.queries import close_job, make_engine, make_sessions, record_instance, upgrade_schema
+from dicom_node.storage import StoredFile
+from dicom_node.study import Complete
+from tests.builders import encode, make_cxr_dataset, make_report_dataset
+from tests.fakes import FrozenClock
+
+QUIET = timedelta(seconds=5)
+
+
+@dataclass
+class Reply:
+    """An HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def document(self) -> object:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+
+Get = Callable[..., Reply]
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    return FrozenClock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """The settings of a node whose files are in an empty folder."""
+    return Settings.model_validate(
+        {
+            "node": {"data_dir": tmp_path},
+            "database": {"url": f"sqlite:///{tmp_path}/knowmvg.db"},
+            "storage": {"url": f"file://{tmp_path}/dicom"},
+            "receiver": {"min_free_bytes": 1},
+        }
+    )
+
+
+@pytest.fixture
+def sessions(settings: Settings, clock: FrozenClock) -> Iterator[sessionmaker[Session]]:
+    """A database with two studies: one whole, one with an image only."""
+    upgrade_schema(settings.database.url)
+    engine = make_engine(settings.database.url)
+    made = make_sessions(engine)
+    image = make_cxr_dataset(study="whole")
+    for ds in (image, make_report_dataset(study="whole", image=image), make_cxr_dataset(study="half")):
+        stored = StoredFile(f"key/{ds.SOPInstanceUID}", "0" * 64, 1)
+        with made.begin() as session:
+            record_instance(session, read_instance(encode(ds)), stored, "PACS", clock(), QUIET)
+    yield made
+    engine.dispose()
+
+
+@pytest.fixture
+def get(settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock) -> Iterator[Get]:
+    """Ask a running console."""
+    server = make_server(settings, sessions, clock, port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def _get(path: str, method: str = "GET", host: str | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+        connection.request(method, path, headers={"Host": host} if host else {})
+        response = connection.getresponse()
+        reply = Reply(response.status, dict(response.getheaders()), response.read().decode())
+        connection.close()
+        return reply
+
+    yield _get
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_the_process_lives_and_is_ready(get: Get) -> None:
+    assert get("/healthz").status == 200
+    assert (get("/readyz").status, get("/readyz").body) == (200, "ready\n")
+
+
+def test_it_is_not_ready_without_room_or_rows(
+    settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock, get: Get
+) -> None:
+    with sessions.begin() as session:
+        session.connection().exec_driver_sql("DROP TABLE alembic_version")
+    reply = get("/readyz")
+    assert reply.status == 503
+    assert "knowmvg db upgrade" in reply.body
+    assert get("/healthz").status == 200
+
+
+def test_jobs_are_listed_as_json(get: Get) -> None:
+    jobs = get("/api/v1/jobs").document
+    assert isinstance(jobs, list)
+    assert len(jobs) == 2
+    keys = {"job_id", "study_instance_uid", "revision", "state", "outcome", "failure", "attempts"}
+    for job in jobs:
+        assert keys | {"created_at", "updated_at"} <= set(job)
+
+
+def test_a_job_is_shown_as_json(get: Get) -> None:
+    study = make_cxr_dataset(study="whole").StudyInstanceUID
+    (job,) = get(f"/api/v1/jobs?study={study}").document  # type: ignore[misc]
+    shown = get(f"/api/v1/jobs/{job['job_id']}").document
+    assert isinstance(shown, dict)
+    assert job.items() <= shown.items()
+    keys = {"timeline", "timings", "instances", "report", "findings", "results", "deliveries"}
+    assert keys <= set(shown)
+    assert len(shown["instances"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("?state=RECEIVING", 2),
+        ("?state=FAILED", 0),
+        ("?patient=PID-half", 1),
+        ("?accession=ACC-whole", 1),
+        ("?limit=1", 1),
+        ("?since=2026-01-02T11:59Z", 2),
+        ("?since=2026-01-02T12:01Z", 0),
+    ],
+)
+def test_jobs_are_filtered(get: Get, query: str, count: int) -> None:
+    assert len(get(f"/api/v1/jobs{query}").document) == count  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/v1/jobs?state=DONE", 400),
+        ("/api/v1/jobs?limit=0", 400),
+        ("/api/v1/jobs?limit=many", 400),
+        ("/api/v1/jobs?since=2026-01-02", 400),
+        ("/api/v1/jobs?nonsense=1", 400),
+        ("/api/v1/jobs/999", 404),
+        ("/api/v1/jobs/one", 404),
+        ("/api/v1/jobs/99999999999999999999999", 404),
+        ("/api/v2", 404),
+        ("/jobs/999", 404),
+        ("/../../etc/passwd", 404),
+        ("/?state=DONE", 400),
+    ],
+)
+def test_what_it_does_not_know_is_refused(get: Get, path: str, status: int) -> None:
+    reply = get(path)
+    assert reply.status == status
+    assert "Traceback" not in reply.body
+    if path.startswith("/api/"):
+        assert set(reply.document) == {"error"}  # type: ignore[call-overload]
+
+
+def test_the_pages_show_the_jobs(get: Get) -> None:
+    page = get("/")
+    assert page.headers["Content-Type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert make_cxr_dataset(study="half").StudyInstanceUID in page.body
+    (job,) = get("/api/v1/jobs?patient=PID-half").document  # type: ignore[misc]
+    assert f"/jobs/{job['job_id']}" in page.body
+    assert "Timeline" in get(f"/jobs/{job['job_id']}").body
+
+
+def test_the_metrics_count_jobs_and_instances_and_age(
+    get: Get, sessions: sessionmaker[Session], clock: FrozenClock
+) -> None:
+    with sessions.begin() as session:
+        assert close_job(session, 1, Complete(clock()), clock())
+    clock.move(seconds=60)
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(get("/metrics").body)
+        for sample in family.samples
+    }
+    assert samples["knowmvg_jobs", "RECEIVING"] == 1
+    assert samples["knowmvg_jobs", "COMPLETE"] == 1
+    assert samples["knowmvg_jobs", "DELIVERED"] == 0
+    assert samples["knowmvg_instances",] == 3
+    assert samples["knowmvg_queue_age_seconds",] == 60
+
+
+def test_a_head_request_has_no_body(get: Get) -> None:
+    reply = get("/healthz", method="HEAD")
+    assert (reply.status, reply.body) == (200, "")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_changed(get: Get, method: str) -> None:
+    assert get("/api/v1/jobs/1", method=method).status == 501
+
+
+@pytest.mark.parametrize("host", ["evil.example", "192.0.2.1:8042", "[::", "127.0.0.1.evil.example"])
+def test_a_page_of_another_site_gets_nothing(get: Get, host: str) -> None:
+    reply = get("/api/v1/jobs", host=host)
+    assert reply.status == 421
+    assert "PID" not in reply.body
+
+
+@pytest.mark.parametrize("host", ["localhost:9999", "[::1]:8042", "127.0.0.1"])
+def test_this_host_may_be_named_in_several_ways(get: Get, host: str) -> None:
+    assert get("/healthz", host=host).status == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "node.example"])
+def test_a_host_that_others_can_reach_is_refused(
+    settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock, host: str
+) -> None:
+    console = settings.console.model_copy(update={"host": host})
+    with pytest.raises(NodeError, match="no sign-in"):
+        make_server(settings.model_copy(update={"console": console}), sessions, clock)
