@@ -97,9 +97,10 @@ def list_jobs(session: Session, wanted: JobFilter) -> tuple[JobSummary, ...]:
         (wanted.study, JobRow.study_instance_uid == wanted.study),
         (wanted.patient, StudyRow.patient_id == wanted.patient),
         (wanted.accession, StudyRow.accession_number == wanted.accession),
-        (wanted.since, JobRow.updated_at >= wanted.since),
     )
     statement = statement.where(*(condition for value, condition in conditions if value is not None))
+    if wanted.since is not None:
+        statement = statement.where(JobRow.updated_at >= wanted.since)
     return tuple(map(_summary, session.scalars(statement)))
 
 
