@@ -1,0 +1,1 @@
+"""Measurements that print figures: each module is one (`python -m bench.broker`); `make bench` runs all, small."""
