@@ -1,0 +1,664 @@
+"""The job database on both engines: filing instances, revisions, claims, deliveries, and what people see and change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node import queries
+from dicom_node.errors import NodeError, SchemaError
+from dicom_node.instance import Instance, read_instance
+from dicom_node.queries import (
+    Delivery,
+    JobFilter,
+    JobSummary,
+    Recorded,
+    StoredResult,
+    check_schema,
+    current_revision,
+    make_engine,
+    upgrade_schema,
+)
+from dicom_node.queries.schema import SCHEMA_REVISION, make_config
+from dicom_node.storage import StoredFile
+from dicom_node.study import Complete, JobFacts, NotApplicable, State, Waiting
+from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
+from tests.builders import DX_PROCESSING_STORAGE, encode, make_cxr_dataset, make_report_dataset
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+QUIET = timedelta(seconds=5)
+LEASE = timedelta(minutes=5)
+SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
+
+Sessions = sessionmaker[Session]
+
+
+def make_image(study: str = "1", instance: int = 1, **attributes: Any) -> Instance:
+    return read_instance(encode(make_cxr_dataset(study=study, instance=instance, **attributes)))
+
+
+def make_report(study: str = "1", instance: int = 1, **attributes: Any) -> Instance:
+    return read_instance(encode(make_report_dataset("Effusion.", study=study, instance=instance, **attributes)))
+
+
+def record(sessions: Sessions, instance: Instance, at: datetime = NOW, content: str = "a") -> Recorded:
+    stored = StoredFile(f"{instance.sop_instance_uid}.{content}", content * 64, 10)
+    with sessions.begin() as session:
+        return queries.record_instance(session, instance, stored, "PACS", at, QUIET)
+
+
+def make_complete_job(sessions: Sessions, study: str = "1", at: datetime = NOW) -> int:
+    """Return a job in COMPLETE."""
+    record(sessions, make_image(study), at)
+    job_id = record(sessions, make_report(study), at).job_id
+    assert job_id is not None
+    with sessions.begin() as session:
+        assert queries.close_job(session, job_id, Complete(at), at)
+    return job_id
+
+
+def claim(sessions: Sessions, job_id: int, state: State, token: str = "me", at: datetime = NOW) -> JobFacts | None:
+    with sessions.begin() as session:
+        return queries.claim(session, job_id, state, token, at, LEASE)
+
+
+def move_to(sessions: Sessions, job_id: int, state: State, token: str = "me", at: datetime = NOW) -> None:
+    """Take a job in COMPLETE the straight way to `state`."""
+    path: Sequence[State] = ("COMPLETE", "GROUNDED", "WRITTEN", "DELIVERED")
+    for from_state, to_state in pairwise(path[: path.index(state) + 1]):
+        assert claim(sessions, job_id, from_state, token, at)
+        with sessions.begin() as session:
+            assert queries.advance(session, job_id, token, from_state, to_state, at)
+
+
+def show(sessions: Sessions, job_id: int | None) -> dict[str, Any]:
+    assert job_id is not None
+    with sessions.begin() as session:
+        detail = queries.show_job(session, job_id)
+    assert detail is not None
+    return detail.to_json()
+
+
+def listed(sessions: Sessions, **wanted: Any) -> tuple[JobSummary, ...]:
+    with sessions.begin() as session:
+        return queries.list_jobs(session, JobFilter(**wanted))
+
+
+# ---- schema ----------------------------------------------------------------------------------------------------------
+
+
+def test_migrations_make_what_the_tables_say(engine: Engine) -> None:
+    with engine.begin() as connection:
+        command.check(make_config(connection))
+
+
+def test_the_newest_migration_is_the_one_the_code_works_with(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert ScriptDirectory.from_config(make_config(connection)).get_current_head() == SCHEMA_REVISION
+    assert current_revision(engine) == SCHEMA_REVISION
+
+
+def test_migrations_can_be_taken_back(engine: Engine) -> None:
+    with engine.begin() as connection:
+        command.downgrade(make_config(connection), "base")
+        command.upgrade(make_config(connection), "head")
+    check_schema(engine)
+
+
+def test_an_empty_database_is_refused_with_the_command_to_run(database_url: str) -> None:
+    engine = make_engine(database_url)
+    with pytest.raises(SchemaError, match="knowmvg db upgrade"):
+        check_schema(engine)
+    engine.dispose()
+
+
+def test_a_newer_schema_is_refused_and_left_alone(engine: Engine, database_url: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaError, match="newer version"):
+        upgrade_schema(database_url)
+    assert current_revision(engine) == "9999"
+
+
+def test_processes_that_upgrade_at_once_do_not_disturb_each_other(database_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(upgrade_schema, [database_url] * 4))
+    engine = make_engine(database_url)
+    check_schema(engine)
+    engine.dispose()
+
+
+# ---- filing ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_and_its_report_share_a_job(sessions: Sessions) -> None:
+    first = record(sessions, make_image())
+    second = record(sessions, make_report(), NOW + timedelta(seconds=1))
+    assert (first.kind, second.kind) == ("new", "new")
+    assert first.job_id == second.job_id
+    assert first.revision == second.revision == 1
+    shown = show(sessions, first.job_id)
+    assert shown["state"] == "RECEIVING"
+    assert [i["modality"] for i in shown["instances"]] == ["DX", "SR"]
+
+
+def test_the_same_bytes_again_change_nothing(sessions: Sessions) -> None:
+    job_id = record(sessions, make_image()).job_id
+    before = show(sessions, job_id)
+    again = record(sessions, make_image(), NOW + timedelta(seconds=4))
+    assert (again.kind, again.job_id, again.revision) == ("repeat", None, 1)
+    assert show(sessions, job_id) == before
+    with sessions.begin() as session:
+        assert [j.job_id for j in queries.due_receiving(session, NOW + QUIET, 10)] == [job_id]
+
+
+def test_other_bytes_under_the_same_uid_are_kept_aside(sessions: Sessions) -> None:
+    job_id = record(sessions, make_image()).job_id
+    assert record(sessions, make_image(), content="b").kind == "conflict"
+    assert record(sessions, make_image(), content="b").kind == "conflict"
+    conflicts = show(sessions, job_id)["conflicts"]
+    assert [c["sha256"] for c in conflicts] == ["b" * 64]
+    assert [e["event"] for e in show(sessions, job_id)["timeline"]].count("conflict") == 1
+    with sessions.begin() as session:
+        assert queries.count_instances(session) == 1
+
+
+def test_an_own_result_leaves_no_trace(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    with sessions.begin() as session:
+        queries.save_results(session, job_id, [StoredResult("sr", SR_CLASS, "1.2.3", "1.2", "key", "0" * 64)], NOW)
+    by_marker = replace(make_report(study="2"), is_own_result=True)
+    by_uid = replace(make_report(), sop_instance_uid="1.2.3")
+    assert record(sessions, by_marker).kind == "own"
+    assert record(sessions, by_uid).kind == "own"
+    assert listed(sessions)[0].job_id == job_id
+    with sessions.begin() as session:
+        assert queries.count_instances(session) == 2
+
+
+def test_an_object_that_is_neither_image_nor_report_opens_no_job(sessions: Sessions) -> None:
+    recorded = record(sessions, make_image(sop_class_uid=DX_PROCESSING_STORAGE))
+    assert (recorded.kind, recorded.job_id) == ("new", None)
+    assert listed(sessions) == ()
+    job_id = record(sessions, make_image(instance=2), NOW + timedelta(minutes=5)).job_id
+    assert len(show(sessions, job_id)["instances"]) == 2
+
+
+def test_texts_longer_than_their_columns_are_filed(sessions: Sessions) -> None:
+    image = replace(make_image(), patient_id="P" * 200, accession_number="A" * 200, modality="M" * 40)
+    record(sessions, image)
+    assert listed(sessions, patient="P" * 64)
+    with sessions.begin() as session:
+        assert queries.instances_of(session, image.study_instance_uid)[0].instance == image
+
+
+def test_patient_and_accession_number_are_filled_in_by_who_knows_them(sessions: Sessions) -> None:
+    record(sessions, make_image(PatientID="", AccessionNumber=""))
+    record(sessions, make_report(PatientID="late", AccessionNumber="7"))
+    assert listed(sessions, patient="late", accession="7")
+
+
+# ---- quiet period, late instances ------------------------------------------------------------------------------------
+
+
+def test_each_arrival_starts_the_quiet_period_anew(sessions: Sessions) -> None:
+    record(sessions, make_image())
+    record(sessions, make_report(), NOW + timedelta(seconds=4))
+    with sessions.begin() as session:
+        assert queries.due_receiving(session, NOW + timedelta(seconds=8), 10) == ()
+        (job,) = queries.due_receiving(session, NOW + timedelta(seconds=9), 10)
+    assert job.first_instance_at == NOW
+    assert job.last_instance_at == NOW + timedelta(seconds=4)
+
+
+def test_a_verdict_is_void_once_something_new_came(sessions: Sessions) -> None:
+    job_id = record(sessions, make_image()).job_id
+    assert job_id is not None
+    record(sessions, make_report(), NOW + timedelta(seconds=1))
+    with sessions.begin() as session:
+        assert not queries.close_job(session, job_id, NotApplicable(NOW, "no report"), NOW)
+        assert queries.close_job(session, job_id, Complete(NOW + timedelta(seconds=1)), NOW)
+    assert show(sessions, job_id)["state"] == "COMPLETE"
+
+
+def test_a_study_that_waits_is_looked_at_again_only_then(sessions: Sessions) -> None:
+    job_id = record(sessions, make_image()).job_id
+    assert job_id is not None
+    until = NOW + timedelta(hours=1)
+    with sessions.begin() as session:
+        assert queries.close_job(session, job_id, Waiting(NOW, until), NOW)
+        assert queries.due_receiving(session, until - timedelta(seconds=1), 10) == ()
+        assert len(queries.due_receiving(session, until, 10)) == 1
+
+
+@pytest.mark.parametrize("state", ["COMPLETE", "GROUNDED", "WRITTEN"])
+def test_a_late_report_supersedes_what_is_under_way(sessions: Sessions, state: State) -> None:
+    older = make_complete_job(sessions)
+    move_to(sessions, older, state)
+    recorded = record(sessions, make_report(instance=2), NOW + timedelta(minutes=1))
+    assert recorded.revision == 2
+    assert recorded.job_id != older
+    assert show(sessions, recorded.job_id)["state"] == "RECEIVING"
+    assert len(show(sessions, recorded.job_id)["instances"]) == 3
+    cancelled = show(sessions, older)
+    assert cancelled["state"] == "CANCELLED"
+    assert "revision 2" in cancelled["failure"]
+    assert len(cancelled["instances"]) == 2
+    assert claim(sessions, older, state) is None
+
+
+def test_a_late_image_reopens_a_delivered_study_and_leaves_its_job_alone(sessions: Sessions) -> None:
+    older = make_complete_job(sessions)
+    move_to(sessions, older, "DELIVERED")
+    recorded = record(sessions, make_image(instance=2), NOW + timedelta(days=1))
+    assert recorded.revision == 2
+    assert show(sessions, older)["state"] == "DELIVERED"
+
+
+def test_a_report_after_the_end_reopens_the_study(sessions: Sessions) -> None:
+    job_id = record(sessions, make_image()).job_id
+    assert job_id is not None
+    with sessions.begin() as session:
+        queries.close_job(session, job_id, NotApplicable(NOW, "no report arrived"), NOW)
+    assert show(sessions, job_id)["failure"] == "no report arrived"
+    recorded = record(sessions, make_report(), NOW + timedelta(hours=3))
+    assert recorded.revision == 2
+    with sessions.begin() as session:
+        stored = queries.instances_of(session, make_image().study_instance_uid)
+    assert [one.revision for one in stored] == [1, 2]
+
+
+def test_a_worker_whose_job_was_superseded_cannot_move_it(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    assert claim(sessions, job_id, "COMPLETE")
+    record(sessions, make_report(instance=2), NOW + timedelta(seconds=1))
+    with sessions.begin() as session:
+        assert not queries.advance(session, job_id, "me", "COMPLETE", "GROUNDED", NOW)
+        assert not queries.retry_later(session, job_id, "me", "why", NOW, NOW)
+        assert not queries.end_job(session, job_id, "me", "FAILED", "why", NOW)
+    assert show(sessions, job_id)["state"] == "CANCELLED"
+
+
+def test_a_newer_revision_is_not_written_while_an_older_one_is_being_delivered(sessions: Sessions) -> None:
+    older = make_complete_job(sessions)
+    move_to(sessions, older, "WRITTEN")
+    assert claim(sessions, older, "WRITTEN", "slow")
+    newer = record(sessions, make_report(instance=2), NOW).job_id
+    assert newer is not None
+    with sessions.begin() as session:
+        assert queries.close_job(session, newer, Complete(NOW), NOW)
+    move_to(sessions, newer, "GROUNDED")
+    assert claim(sessions, newer, "GROUNDED") is None
+    with sessions.begin() as session:
+        assert not queries.advance(session, older, "slow", "WRITTEN", "DELIVERED", NOW)
+    assert claim(sessions, newer, "GROUNDED")
+
+
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_holds_until_its_lease_ends(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    first = claim(sessions, job_id, "COMPLETE", "a")
+    assert first is not None
+    assert first.attempts == 1
+    assert claim(sessions, job_id, "COMPLETE", "b", NOW + LEASE - timedelta(seconds=1)) is None
+    second = claim(sessions, job_id, "COMPLETE", "b", NOW + LEASE)
+    assert second is not None
+    assert second.attempts == 2
+    with sessions.begin() as session:
+        assert not queries.advance(session, job_id, "a", "COMPLETE", "GROUNDED", NOW)
+        assert queries.advance(session, job_id, "b", "COMPLETE", "GROUNDED", NOW)
+
+
+def test_a_claim_for_another_state_is_refused(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    assert claim(sessions, job_id, "GROUNDED") is None
+    assert claim(sessions, job_id + 1, "COMPLETE") is None
+
+
+def test_a_step_may_not_be_skipped(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE")
+    with sessions.begin() as session, pytest.raises(ValueError, match="does not follow"):
+        queries.advance(session, job_id, "me", "COMPLETE", "WRITTEN", NOW)
+
+
+def test_jobs_are_rung_for_when_due_and_then_not_for_a_while(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    later = NOW + timedelta(seconds=20)
+    with sessions.begin() as session:
+        assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "COMPLETE"),)
+        queries.rung(session, [job_id], NOW, later)
+        assert queries.jobs_to_ring(session, NOW, 10) == ()
+        assert queries.jobs_to_ring(session, later, 10) == ((job_id, "COMPLETE"),)
+    claim(sessions, job_id, "COMPLETE", at=later)
+    with sessions.begin() as session:
+        assert queries.jobs_to_ring(session, later, 10) == ()
+        assert queries.jobs_to_ring(session, later + LEASE, 10) == ((job_id, "COMPLETE"),)
+
+
+def test_a_step_that_failed_waits_for_its_time(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE")
+    later = NOW + timedelta(minutes=1)
+    with sessions.begin() as session:
+        assert queries.retry_later(session, job_id, "me", "the archive is away", later, NOW)
+        assert queries.jobs_to_ring(session, later - timedelta(seconds=1), 10) == ()
+        assert queries.jobs_to_ring(session, later, 10) == ((job_id, "COMPLETE"),)
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["attempts"], shown["failure"]) == ("COMPLETE", 1, "the archive is away")
+    move_to(sessions, job_id, "GROUNDED", at=later)
+    assert (show(sessions, job_id)["attempts"], show(sessions, job_id)["failure"]) == (0, None)
+
+
+def test_an_ended_job_says_why(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE")
+    with sessions.begin() as session:
+        assert queries.end_job(session, job_id, "me", "FAILED", "the model is missing", NOW)
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["outcome"], shown["failure"]) == ("FAILED", "FAILED", "the model is missing")
+    assert shown["timeline"][-1]["detail"] == "the model is missing"
+
+
+def test_leases_of_the_dead_are_freed(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE", "dead")
+    with sessions.begin() as session:
+        assert queries.lease_tokens(session) == ("dead",)
+        assert queries.free_leases(session, "dead", NOW) == 1
+        assert queries.lease_tokens(session) == ()
+        assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "COMPLETE"),)
+
+
+# ---- concurrency -----------------------------------------------------------------------------------------------------
+
+
+def run_at_once(count: int, work: Callable[[int], Any]) -> list[Any]:
+    """Run `work(0..count-1)` on so many threads that begin together; raises what any of them raises."""
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> Any:
+        barrier.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+def test_800_stores_from_16_threads_all_succeed(sessions: Sessions) -> None:
+    template = make_image()
+
+    def store(thread: int) -> None:
+        for n in range(50):
+            # four threads meet in each study
+            study = f"1.2.{thread // 4}.{n}"
+            image = replace(template, study_instance_uid=study, sop_instance_uid=f"1.3.{thread}.{n}")
+            assert record(sessions, image).kind == "new"
+
+    run_at_once(16, store)
+    with sessions.begin() as session:
+        assert queries.count_instances(session) == 800
+        assert queries.count_jobs(session) == {"RECEIVING": 200}
+
+
+def test_stores_and_closing_studies_at_once_lose_nothing(sessions: Sessions) -> None:
+    template = make_image()
+
+    def work(thread: int) -> None:
+        for n in range(20):
+            at = NOW + timedelta(seconds=n)
+            if thread % 2:
+                record(sessions, replace(template, sop_instance_uid=f"1.3.{thread}.{n}"), at)
+                continue
+            with sessions.begin() as session:
+                due = queries.due_receiving(session, at + timedelta(minutes=1), 10)
+            for job in due:
+                with sessions.begin() as session:
+                    queries.close_job(session, job.job_id, Complete(job.last_instance_at), at)
+
+    run_at_once(8, work)
+    jobs = listed(sessions, limit=1000)
+    assert sorted(job.revision for job in jobs) == list(range(1, len(jobs) + 1))
+    unfinished = {job.state for job in jobs if job.revision < len(jobs)}
+    assert unfinished <= {"CANCELLED"}
+    assert len(show(sessions, jobs[0].job_id)["instances"]) == 80
+
+
+def test_of_64_claims_one_wins(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+
+    def claim_four_times(thread: int) -> int:
+        return sum(claim(sessions, job_id, "COMPLETE", f"{thread}-{n}") is not None for n in range(4))
+
+    assert sum(run_at_once(16, claim_four_times)) == 1
+
+
+# ---- what the steps keep ---------------------------------------------------------------------------------------------
+
+
+def make_grounding() -> Grounding:
+    effusion = Finding(
+        phrase="small left effusion",
+        source=Span(3, 22),
+        image=1,
+        boxes=(ScoredBox(Box(1.25, 2.5, 30.1, 40.7), 0.875),),
+        localized=True,
+        negated=False,
+        finding=Concept("60046008", "SCT", "Pleural effusion"),
+        site=Site(Concept("39607008", "SCT", "Lung"), "left"),
+        uncertainty=0.1,
+    )
+    return Grounding(
+        ModelIdentity("m", "1", "0" * 64), (effusion, Finding("no nodule", None, 0, (), False, True), effusion)
+    )
+
+
+def test_a_grounding_comes_back_as_it_was(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    grounding, images = make_grounding(), ("1.1", "1.2")
+    claim(sessions, job_id, "COMPLETE")
+    selection = {"report": "1.9", "images": list(images), "why": {}}
+    with sessions.begin() as session:
+        queries.save_grounding(session, job_id, grounding, images)
+        queries.save_grounding(session, job_id, grounding, images)
+        queries.advance(
+            session, job_id, "me", "COMPLETE", "GROUNDED", NOW,
+            selection=selection, outcome="RESULT", timings={"ground": 1.5}, detail="3 phrases",
+        )  # fmt: skip
+    with sessions.begin() as session:
+        assert queries.load_grounding(session, job_id) == (grounding, images)
+    shown = show(sessions, job_id)
+    assert shown["outcome"] == "RESULT"
+    assert shown["timings"] == {"ground": 1.5}
+    assert shown["report"] == {"sop_instance_uid": "1.9"}
+    assert shown["model"]["name"] == "m"
+    assert shown["timeline"][-1] | {"at": None} == {"at": None, "event": "study grounded", "detail": "3 phrases"}
+    first, second, _ = shown["findings"]
+    assert first["source"] == {"start": 3, "end": 22}
+    assert first["boxes"] == [{"xyxy": [1.25, 2.5, 30.1, 40.7], "score": 0.875}]
+    assert first["site"] == {"code": "39607008", "scheme": "SCT", "meaning": "Lung", "laterality": "left"}
+    assert (first["image"], first["sop_instance_uid"], second["source"]) == (1, "1.2", None)
+
+
+def test_deliveries_are_opened_once_and_end_one_by_one(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    with sessions.begin() as session:
+        queries.open_deliveries(session, job_id, ["a", "b"], ["sr"], NOW)
+        done = Delivery("a", "sr", "DELIVERED", "1.2.3", 0, "query")
+        queries.mark_delivery(session, job_id, done, NOW)
+        queries.open_deliveries(session, job_id, ["a", "b"], ["sr"], NOW)
+        assert queries.load_deliveries(session, job_id) == (done, Delivery("b", "sr"))
+        assert queries.pending_deliveries(session, job_id) == (Delivery("b", "sr"),)
+    assert show(sessions, job_id)["deliveries"][0]["confirmed_by"] == "query"
+
+
+def deliver_sr(sessions: Sessions, job_id: int, sop_instance_uid: str) -> None:
+    result = StoredResult("sr", SR_CLASS, sop_instance_uid, "1.2", "key", "0" * 64)
+    with sessions.begin() as session:
+        queries.save_results(session, job_id, [result], NOW)
+        queries.open_deliveries(session, job_id, ["a"], ["sr"], NOW)
+        queries.mark_delivery(session, job_id, Delivery("a", "sr", "DELIVERED", sop_instance_uid, 0, "query"), NOW)
+
+
+def test_the_predecessor_is_the_last_sr_that_an_archive_took(sessions: Sessions) -> None:
+    study = make_image().study_instance_uid
+    first = make_complete_job(sessions)
+    with sessions.begin() as session:
+        assert queries.previous_result(session, study, 2) is None
+    move_to(sessions, first, "WRITTEN")
+    deliver_sr(sessions, first, "1.2.1")
+    # superseded after the archive had taken its SR, but not its presentation state
+    second = record(sessions, make_report(instance=2), NOW + QUIET).job_id
+    third = record(sessions, make_report(instance=3), NOW + QUIET).job_id
+    assert second == third
+    with sessions.begin() as session:
+        previous = queries.previous_result(session, study, 2)
+        assert queries.previous_result(session, study, 1) is None
+    assert previous is not None
+    assert (previous.sop_instance_uid, previous.revision, previous.study_instance_uid) == ("1.2.1", 1, study)
+
+
+def test_results_are_replaced_when_they_are_written_again(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    result = StoredResult("sr", SR_CLASS, "1.2.3", "1.2", "key", "0" * 64)
+    with sessions.begin() as session:
+        queries.save_results(session, job_id, [result, replace(result, part="gsps:1", sop_instance_uid="1.2.4")], NOW)
+        queries.save_results(session, job_id, [result], NOW)
+        assert queries.load_results(session, job_id) == (result,)
+    assert show(sessions, job_id)["results"][0]["sop_class"] == SR_CLASS
+
+
+# ---- people ----------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_latest_first_and_filtered(sessions: Sessions) -> None:
+    first = make_complete_job(sessions, "1")
+    second = make_complete_job(sessions, "2", NOW + timedelta(hours=1))
+    move_to(sessions, second, "DELIVERED", at=NOW + timedelta(hours=2))
+    assert [job.job_id for job in listed(sessions)] == [second, first]
+    for wanted in (
+        {"state": "COMPLETE"},
+        {"study": make_image("1").study_instance_uid},
+        {"patient": "PID-1"},
+        {"accession": "ACC-1"},
+    ):
+        assert [job.job_id for job in listed(sessions, **wanted)] == [first], wanted
+    assert [job.job_id for job in listed(sessions, since=NOW + timedelta(minutes=1))] == [second]
+    assert [job.job_id for job in listed(sessions, limit=1)] == [second]
+    assert listed(sessions, patient="nobody") == ()
+    summary = listed(sessions)[0].to_json()
+    assert summary["updated_at"] == "2026-01-02T14:00:00.000+00:00"
+
+
+def test_counts_and_the_oldest_job_that_waits(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        assert queries.oldest_due(session, NOW) is None
+    first = make_complete_job(sessions, "1")
+    make_complete_job(sessions, "2", NOW + timedelta(minutes=1))
+    record(sessions, make_image("3"))
+    with sessions.begin() as session:
+        assert queries.count_jobs(session) == {"COMPLETE": 2, "RECEIVING": 1}
+        assert queries.count_instances(session) == 5
+        assert queries.oldest_due(session, NOW) == NOW
+    claim(sessions, first, "COMPLETE")
+    with sessions.begin() as session:
+        assert queries.oldest_due(session, NOW) == NOW + timedelta(minutes=1)
+
+
+def fail(sessions: Sessions, job_id: int, state: State) -> None:
+    claim(sessions, job_id, state)
+    with sessions.begin() as session:
+        assert queries.end_job(session, job_id, "me", "FAILED", "why", NOW)
+
+
+def test_a_failed_job_is_taken_up_from_the_step_that_failed(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    fail(sessions, job_id, "COMPLETE")
+    with sessions.begin() as session:
+        assert queries.retry_job(session, job_id, NOW) == "COMPLETE"
+        queries.save_grounding(session, job_id, make_grounding(), ("1.1", "1.2"))
+    move_to(sessions, job_id, "GROUNDED")
+    fail(sessions, job_id, "GROUNDED")
+    with sessions.begin() as session:
+        assert queries.retry_job(session, job_id, NOW) == "GROUNDED"
+        result = StoredResult("sr", SR_CLASS, "1.2.3", "1.2", "key", "0" * 64)
+        queries.save_results(session, job_id, [result], NOW)
+        queries.open_deliveries(session, job_id, ["a"], ["sr"], NOW)
+        queries.mark_delivery(session, job_id, Delivery("a", "sr", "FAILED", status=0xC000), NOW)
+    claim(sessions, job_id, "GROUNDED")
+    with sessions.begin() as session:
+        queries.advance(session, job_id, "me", "GROUNDED", "WRITTEN", NOW)
+    fail(sessions, job_id, "WRITTEN")
+    with sessions.begin() as session:
+        assert queries.retry_job(session, job_id, NOW) == "WRITTEN"
+        assert [d.state for d in queries.load_deliveries(session, job_id)] == ["PENDING"]
+        assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "WRITTEN"),)
+
+
+def test_a_job_under_way_a_superseded_one_and_no_job_cannot_be_retried(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    with sessions.begin() as session, pytest.raises(NodeError, match="under way"):
+        queries.retry_job(session, job_id, NOW)
+    record(sessions, make_report(instance=2), NOW)
+    with sessions.begin() as session, pytest.raises(NodeError, match="revision 2 by now"):
+        queries.retry_job(session, job_id, NOW)
+    with sessions.begin() as session, pytest.raises(NodeError, match="no job 99"):
+        queries.retry_job(session, 99, NOW)
+
+
+def test_a_cancelled_job_stops_and_can_be_taken_up_again(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE")
+    with sessions.begin() as session:
+        queries.cancel_job(session, job_id, NOW)
+        assert not queries.advance(session, job_id, "me", "COMPLETE", "GROUNDED", NOW)
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["outcome"]) == ("CANCELLED", None)
+    assert "jobs retry" in shown["failure"]
+    with sessions.begin() as session, pytest.raises(NodeError, match="ended already"):
+        queries.cancel_job(session, job_id, NOW)
+    with sessions.begin() as session, pytest.raises(NodeError, match="no job 99"):
+        queries.cancel_job(session, 99, NOW)
+    with sessions.begin() as session:
+        queries.retry_job(session, job_id, NOW)
+    assert claim(sessions, job_id, "COMPLETE")
+
+
+def test_a_job_that_does_not_exist_is_not_shown(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        assert queries.show_job(session, 99) is None
+
+
+# ---- durability ------------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/knowmvg.db")
+    with engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    engine.dispose()
+
+
+def test_postgresql_syncs_every_commit(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SHOW synchronous_commit")) == "on"
+    engine.dispose()
