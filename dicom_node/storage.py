@@ -10,12 +10,16 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
+
+FOLDERS_KNOWN = 10_000
+"""Folders that one process remembers to have synced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +52,12 @@ class FileStorage:
         """`root` is made when the first file is put."""
         self.root = root
         self.incoming = root / INCOMING
+        self._folders: set[Path] = set()
+        self._folders_lock = threading.Lock()
 
     def receive(self) -> BinaryIO:
         """Return a new file in `incoming`, open for writing and reading; the caller puts or removes it (`name`)."""
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        self._make_folder(self.incoming)
         descriptor, path = tempfile.mkstemp(suffix=".part", dir=self.incoming)
         try:
             return Path(path).open("w+b")
@@ -93,7 +99,7 @@ class FileStorage:
 
     def free_bytes(self) -> int:
         """Return the free space of the file system, in bytes."""
-        self.incoming.mkdir(parents=True, exist_ok=True)
+        self._make_folder(self.incoming)
         return shutil.disk_usage(self.incoming).free
 
     def sweep_incoming(self, older_than: float | None = None) -> int:
@@ -118,13 +124,17 @@ class FileStorage:
             return Path(file.name)
 
     def _make_folder(self, folder: Path) -> None:
-        """Make `folder` and those above it, and sync the folder that each new one stands in."""
-        if folder.is_dir():
-            return
-        if folder != self.root:
-            self._make_folder(folder.parent)
-        folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(folder.parent)
+        """Make `folder` and those above it, durably: on return its entry is synced, whichever thread made it."""
+        with self._folders_lock:
+            if folder in self._folders and folder.is_dir():
+                return
+            missing = [folder, *folder.parents][: folder.parents.index(self.root.parent) + 1]
+            for part in reversed(missing):
+                part.mkdir(parents=True, exist_ok=True)
+                _sync_folder(part.parent)
+            if len(self._folders) > FOLDERS_KNOWN:
+                self._folders.clear()
+            self._folders.add(folder)
 
 
 def sync_and_digest(path: Path, offset: int = 0) -> tuple[str, int]:

@@ -1,0 +1,202 @@
+"""Which report and which images are used, whatever the order they came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.errors import NotApplicableError
+from dicom_node.instance import Instance
+from dicom_node.selection import is_chest, select, select_report, view_of
+
+CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
+SR = "1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def make_image(number: int = 1, **facts: Any) -> Instance:
+    values = {"view_position": "PA", "patient_id": "P", "body_part": "CHEST", "instance_number": number}
+    return Instance(DX, f"1.1.{number}", "1", "1.5", "1.2.840.10008.1.2.1", **(values | facts))
+
+
+def make_report(number: int = 1, **facts: Any) -> Instance:
+    values = {"patient_id": "P", "content_datetime": "20260102120000"}
+    return Instance(SR, f"1.2.{number}", "1", "1.6", "1.2.840.10008.1.2.1", **(values | facts))
+
+
+def images_of(*instances: Instance) -> list[int]:
+    """Return the numbers of the images that are selected."""
+    return [int(uid.rsplit(".", 1)[1]) for uid in select(instances).images]
+
+
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"preliminary_flag": "FINAL"}, {"preliminary_flag": "PRELIMINARY", "verification_flag": "VERIFIED"}),
+        ({}, {"preliminary_flag": "PRELIMINARY", "content_datetime": "20270101"}),
+        ({"verification_flag": "VERIFIED"}, {"verification_flag": "UNVERIFIED", "content_datetime": "20270101"}),
+        ({"content_datetime": "20260102120001"}, {"content_datetime": "20260102120000.9"}),
+        ({"content_datetime": "20260102"}, {"content_datetime": ""}),
+        ({"completion_flag": "COMPLETE"}, {"completion_flag": "PARTIAL", "content_datetime": "20270101"}),
+    ],
+)
+def test_the_better_report_is_used(better: dict[str, str], worse: dict[str, str]) -> None:
+    reports = [make_report(1, **better), make_report(2, **worse)]
+    assert select_report(reports) is reports[0]
+    assert select_report(reports[::-1]) is reports[0]
+
+
+def test_a_study_without_a_report_says_so() -> None:
+    with pytest.raises(NotApplicableError, match="no report"):
+        select([make_image()])
+    with pytest.raises(NotApplicableError, match="PARTIAL"):
+        select([make_image(), make_report(completion_flag="PARTIAL")])
+
+
+@pytest.mark.parametrize("title", [("126000", "DCM"), ("113701", "DCM")])
+def test_measurements_and_doses_are_no_reports(title: tuple[str, str]) -> None:
+    with pytest.raises(NotApplicableError, match="no report"):
+        select([make_image(), make_report(title=title)])
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "used"),
+    [
+        ([{}, {"view_position": "LL"}], [1]),
+        ([{"view_position": "AP"}, {}], [2]),
+        ([{"view_position": ""}, {"view_position": "AP"}], [2]),
+        ([{"view_position": ""}, {"view_position": "LATERAL"}], [1]),
+        ([{}, {}, {"view_position": "AP"}], [1, 2]),
+        ([{"image_type": ("DERIVED", "PRIMARY")}, {}], [2]),
+        ([{"image_type": ("DERIVED", "PRIMARY")}], [1]),
+        ([{"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, {"view_position": "AP"}], [2]),
+        ([{"presentation_intent": "FOR PROCESSING"}, {"view_position": ""}], [2]),
+        ([{"body_part": "HAND"}, {"body_part": "", "view_position": ""}], [2]),
+        ([{"patient_id": "other"}, {"view_position": "AP"}], [2]),
+        ([{"series_number": 2}, {"series_number": 1}], [2, 1]),
+    ],
+)
+def test_the_best_view_is_used(images: list[dict[str, Any]], used: list[int]) -> None:
+    made = [make_image(number, **facts) for number, facts in enumerate(images, start=1)]
+    assert images_of(make_report(), *made) == used
+    assert images_of(*made[::-1], make_report()) == used
+
+
+def test_images_that_the_report_names_come_before_better_views() -> None:
+    made = [make_image(1), make_image(2, view_position="AP")]
+    assert images_of(make_report(evidence=("1.1.2",)), *made) == [2]
+    assert images_of(make_report(evidence=("9.9",)), *made) == [1]
+
+
+def test_a_report_that_names_a_lateral_alone_is_grounded_on_the_frontal_one() -> None:
+    made = [make_image(1), make_image(2, view_position="LL")]
+    assert images_of(make_report(evidence=("1.1.2",)), *made) == [1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"view_position": "LL"}, "no frontal view"),
+        ({"presentation_intent": "FOR PROCESSING"}, "no image that may be grounded"),
+        ({"patient_id": "other"}, "for another patient"),
+        ({"patient_id": ""}, "for another patient"),
+        ({"body_part": "KNEE"}, "of the chest"),
+        ({"image_type": ("ORIGINAL", "PRIMARY", "LOCALIZER")}, "localizers"),
+    ],
+)
+def test_why_no_image_can_be_used_is_said_without_naming_the_patient(facts: dict[str, Any], reason: str) -> None:
+    with pytest.raises(NotApplicableError, match=reason) as raised:
+        select([make_report(patient_id="SECRET"), make_image(**{"patient_id": "SECRET"} | facts)])
+    assert "SECRET" not in str(raised.value)
+
+
+def test_every_image_and_report_is_told_why() -> None:
+    instances = [
+        make_report(1),
+        make_report(2, preliminary_flag="PRELIMINARY"),
+        make_image(1),
+        make_image(2, view_position="LL"),
+        make_image(3, view_position="AP"),
+        make_image(4, presentation_intent="FOR PROCESSING"),
+    ]
+    why = select(instances).why
+    assert why["1.2.1"] == why["1.1.1"] == "used"
+    assert "final" in why["1.2.2"]
+    assert "frontal" in why["1.1.2"]
+    assert "better view" in why["1.1.3"]
+    assert "1.1.4" not in why
+
+
+@pytest.mark.parametrize(
+    ("facts", "view"),
+    [
+        ({"view_position": "PA"}, "PA"),
+        ({"view_position": "AP SUPINE"}, "AP"),
+        ({"view_position": "CHEST,LAT"}, "other"),
+        ({"view_position": "PA OBLIQUE"}, "other"),
+        ({"view_position": "LLD"}, "unknown"),
+        ({"view_position": "", "view_code": ("399348003", "SCT")}, "AP"),
+        ({"view_position": "", "view_code": ("R-10236", "SRT")}, "other"),
+        ({"view_position": "", "patient_orientation": ("A", "F")}, "other"),
+        ({"view_position": "", "patient_orientation": ("L", "F")}, "unknown"),
+        ({"view_position": ""}, "unknown"),
+    ],
+)
+def test_view(facts: dict[str, Any], view: str) -> None:
+    assert view_of(make_image(**facts)) == view
+
+
+@pytest.mark.parametrize(
+    ("body_part", "expected"),
+    [("CHEST", True), ("", True), ("THORAX", True), ("CHESTABDPELVIS", True), ("POITRINE", True), ("CSPINE", False)],
+)
+def test_body_part(body_part: str, expected: bool) -> None:
+    assert is_chest(make_image(body_part=body_part)) is expected
+
+
+PARTS = st.fixed_dictionaries(
+    {
+        "view_position": st.sampled_from(["PA", "AP", "LL", ""]),
+        "body_part": st.sampled_from(["CHEST", "HAND", ""]),
+        "patient_id": st.sampled_from(["P", "Q"]),
+        "image_type": st.sampled_from([("ORIGINAL", "PRIMARY"), ("DERIVED", "PRIMARY")]),
+    }
+)
+FLAGS = st.fixed_dictionaries(
+    {
+        "preliminary_flag": st.sampled_from(["", "FINAL", "PRELIMINARY"]),
+        "verification_flag": st.sampled_from(["", "VERIFIED"]),
+        "content_datetime": st.sampled_from(["20260101", "20260102"]),
+    }
+)
+
+
+@given(st.lists(PARTS, max_size=5), st.lists(FLAGS, min_size=1, max_size=3), st.randoms())
+def test_the_selection_does_not_depend_on_the_order_of_arrival(
+    images: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]], random: Any
+) -> None:
+    instances = [make_image(n, **facts) for n, facts in enumerate(images)]
+    instances += [make_report(n, **facts) for n, facts in enumerate(reports)]
+    shuffled = random.sample(instances, len(instances))
+
+    def outcome(of: Sequence[Instance]) -> object:
+        try:
+            return select(of)
+        except NotApplicableError as error:
+            return str(error)
+
+    assert outcome(instances) == outcome(shuffled)
+
+
+def test_the_same_image_of_another_class_is_as_good() -> None:
+    assert images_of(make_report(), replace(make_image(), sop_class_uid=CR)) == [1]
