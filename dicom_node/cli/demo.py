@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,13 @@ TOLERANCE = 0.01
 """Pixels; SR and GSPS hold float32."""
 
 LOG_LINES = 20
+STEPS = {
+    "RECEIVING": "waiting for the rest of the study",
+    "COMPLETE": "loading the model and grounding",
+    "GROUNDED": "writing SR and GSPS",
+    "WRITTEN": "delivering to the archive",
+    "DELIVERED": "the archive has confirmed everything",
+}
 ENDS = ("DELIVERED", "NOT_APPLICABLE", "FAILED", "CANCELLED")
 
 T = TypeVar("T")
@@ -57,6 +65,7 @@ def run_demo(model: ModelSettings, out: Path) -> dict[str, Any]:
 
     Raises NodeError if anything did not arrive, or does not agree with the job database.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through `finally`, like Ctrl-C
     with tempfile.TemporaryDirectory(prefix="knowmvg-demo-") as folder:
         archive = StandInArchive(ARCHIVE)
         try:
@@ -173,8 +182,8 @@ def _run_study(settings: Settings, node: Node, archive: StandInArchive, out: Pat
     tell(f"sent a DX image ({SHAPE[1]} x {SHAPE[0]}) and its SR report over DICOM")
     sessions = make_sessions(make_engine(settings.database.url))
     detail = follow_job(node, sessions)
-    if (state := detail.to_json()["state"]) != "DELIVERED":
-        raise node.explain(f"the job ended {state}: {detail.to_json()['failure']}")
+    if detail.summary.state != "DELIVERED":
+        raise node.explain(f"the job ended {detail.summary.state}: {detail.summary.failure}")
     tell(f"the archive holds {len(archive.instances)} result(s)")
     grounding = _load(sessions, detail)
     document = _make_document(grounding, image)
@@ -207,10 +216,10 @@ def follow_job(node: Node, sessions: sessionmaker[Session]) -> JobDetail:
             if not jobs:
                 return None
             detail = show_job(session, jobs[0].job_id)
-        state = jobs[0].to_json()["state"]
+        state = jobs[0].state
         if state not in told:
             told.append(state)
-            tell(f"job {jobs[0].job_id}: {state}")
+            tell(f"job {jobs[0].job_id} {state}: {STEPS.get(state, jobs[0].failure)}")
         return detail if state in ENDS else None
 
     return node.wait_for("the end of the job", look, RESULT_S)
@@ -248,7 +257,7 @@ def _differ(ds: Dataset, expected: Sequence[Sequence[float]]) -> bool:
 
 def _load(sessions: sessionmaker[Session], detail: JobDetail) -> Grounding:
     with sessions() as session:
-        grounding, _ = load_grounding(session, detail.to_json()["job_id"])
+        grounding, _ = load_grounding(session, detail.summary.job_id)
     return grounding
 
 
