@@ -39,7 +39,7 @@ class GlobalLocalAttention(nn.Module):
         self.near_reduce = nn.Linear(width, 32)
         self.near_layout = nn.Sequential(nn.Linear(32 * cells, width), nn.ReLU(), nn.Linear(width, width))
         self.gate = nn.Linear(2 * width, width)
-        self.scale = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.tensor(0.5))
 
     def cues(self, mask: Tensor | None, prior: Tensor | None, coarse_boxes: Tensor, size: int) -> Cues:
         """mask and prior float32[N, H, W] in [0, 1] or None, coarse_boxes float32[N, M, 4] (no gradient)."""

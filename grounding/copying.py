@@ -60,8 +60,10 @@ class CopyConstraint:
         return token
 
     def _closable(self) -> list[int]:
-        starts = self.prompt.word_starts
-        return [end for end in self._ends if end == len(starts) or starts[end]]
+        """Places where the open phrase may end: before a word, or at the end of the text."""
+        starts, offsets = self.prompt.word_starts, self.prompt.offsets
+        ends = [end for end in self._ends if end == len(starts) or starts[end]]
+        return [end for end in ends if offsets[end - 1][0] < offsets[end - 1][1]]
 
     def _take(self, token: int) -> None:
         ids = self.prompt.ids

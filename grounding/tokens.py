@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ class TextTokens:
     def span_tokens(self, start: int, end: int) -> tuple[int, int]:
         """Indices [first, last) of the tokens that overlap characters [start, end)."""
         inside = [i for i, (a, b) in enumerate(self.offsets) if a < end and b > start]
-        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+        if not inside:
+            return (0, 0)
+        first = inside[0]
+        led = first > 0 and self.offsets[first - 1] == (self.offsets[first][0],) * 2
+        return (first - led, inside[-1] + 1)
 
 
 class GroundingTokenizer:
@@ -42,10 +46,10 @@ class GroundingTokenizer:
     def encode(self, text: str, limit: int) -> TextTokens:
         """Tokens of a text (special tokens in it are read as plain characters), cut after `limit`."""
         encoded = self.fast.backend_tokenizer.encode(text.replace("<", " "), add_special_tokens=False)
-        ids, offsets = encoded.ids[:limit], encoded.offsets[:limit]
-        trimmed = [(trim_start(text, a, b), b) for a, b in offsets]
-        starts = [a != b and (a == 0 or not text[a - 1].isalnum() or not text[a].isalnum()) for a, b in trimmed]
-        return TextTokens(tuple(ids), tuple(trimmed), tuple(starts))
+        placed = [(trim_start(text, a, b), b) for a, b in encoded.offsets[:limit]]
+        kept = [i for i, (a, b) in enumerate(placed) if a < b or leads(placed, i)]
+        offsets = tuple(placed[i] for i in kept)
+        return TextTokens(tuple(encoded.ids[i] for i in kept), offsets, tuple(word_starts(text, offsets)))
 
     def prompt_ids(self, text: TextTokens) -> list[int]:
         """<s> text <ground>."""
@@ -78,6 +82,24 @@ class GroundingTokenizer:
             extra_special_tokens={"ground_token": GROUND, "box_token": BOX, "neg_token": NEG},
         )  # fmt: skip
         return cls(fast)
+
+
+def leads(offsets: Sequence[tuple[int, int]], index: int) -> bool:
+    """Whether the token is a space of its own, without characters, at once before a word; other spaces mean nothing."""
+    a, b = offsets[index]
+    return a == b and index + 1 < len(offsets) and offsets[index + 1][0] == a < offsets[index + 1][1]
+
+
+def word_starts(text: str, offsets: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether a word, or a sign of its own, begins at each token; not in the midst of a character or of a word."""
+    starts: list[bool] = []
+    last = 0
+    for index, (a, b) in enumerate(offsets):
+        opened = index > 0 and offsets[index - 1] == (a, a)
+        apart = a == 0 or not (text[a - 1].isalnum() and text[a].isalnum())
+        starts.append(apart and a >= last and not opened)
+        last = max(last, b)
+    return starts
 
 
 def trim_start(text: str, start: int, end: int) -> int:

@@ -1,0 +1,102 @@
+"""Reading: cached generation equals teacher forcing, and an answer can only copy its prompt."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grounding.copying import CopyConstraint, Emission
+from grounding.knowledge import load_bank
+from grounding.model import KnowMVG
+from grounding.processor import Processor
+from tests.model.networks import TEXTS, make_network, tiny_tokens
+
+REPORT = [*TEXTS, "x", "Pleural, pleural; PLEURAL effusion: 3.5 cm (unchanged)."]
+
+
+def talkative(network: KnowMVG) -> KnowMVG:
+    """Random weights seldom close a phrase; a nudge makes answers of several phrases."""
+    with torch.no_grad():
+        network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
+    return network
+
+
+def test_states_of_cached_generation_are_those_of_teacher_forcing() -> None:
+    network = talkative(make_network(seed=3))
+    tokens = tiny_tokens()
+    processor = Processor(network.config, tokens, load_bank())
+    image_tokens = torch.randn(1, 4, 32)
+    texts = [(text, processor.encode(text)) for text in REPORT]
+    with torch.inference_mode():
+        answers, cached = network.language.generate(image_tokens, [t for _, t in texts], tokens)
+        batch = processor.forced_batch([(s, t, a) for (s, t), a in zip(texts, answers, strict=True)])
+        states = network.language(image_tokens.expand(len(texts), -1, -1), batch.token_ids, batch.mask)
+        forced = network.phrase_states(states, batch)
+    assert sum(map(len, answers)) >= 3
+    assert torch.allclose(cached.box, forced.box, atol=1e-3)
+    assert torch.allclose(cached.phrase, forced.phrase, atol=1e-3)
+
+
+def test_a_batch_of_prompts_reads_what_each_prompt_reads_alone() -> None:
+    network, tokens = talkative(make_network(seed=3)), tiny_tokens()
+    prompts = [tokens.encode(text, 60) for text in REPORT]
+    image_tokens = torch.randn(1, 4, 32)
+    with torch.inference_mode():
+        together, states = network.language.generate(image_tokens, prompts, tokens)
+        alone = [network.language.generate(image_tokens, [prompt], tokens) for prompt in prompts]
+    assert together == [answer[0] for answer, _ in alone]
+    assert torch.allclose(states.box, torch.cat([s.box for _, s in alone]), atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60), st.integers(0, 2**31))
+def test_whatever_the_scores_an_answer_is_ordered_words_of_its_prompt(text: str, seed: int) -> None:
+    tokens = tiny_tokens()
+    prompt = tokens.encode(text, 40)
+    constraint = CopyConstraint(prompt, tokens)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(200):
+        constraint.choose(torch.randn(len(tokens), generator=generator))
+        if constraint.ended:
+            break
+    assert constraint.ended
+    last = 0
+    for emission in constraint.emissions:
+        assert last <= emission.start < emission.end <= len(text)
+        assert text[emission.start : emission.end].strip() == text[emission.start : emission.end]
+        last = emission.end
+
+
+def test_the_model_chooses_the_place_and_the_close() -> None:
+    tokens = tiny_tokens()
+    text = "No left effusion."
+    prompt = tokens.encode(text, 40)
+    constraint = CopyConstraint(prompt, tokens)
+    first, last = prompt.span_tokens(3, 16)
+    for wanted in [*prompt.ids[first:last], tokens.neg, tokens.eos]:
+        logits = torch.zeros(len(tokens))
+        logits[wanted] = 5
+        assert constraint.choose(logits) == wanted
+    assert constraint.emissions == [Emission(3, 16, True)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=80))
+def test_every_token_knows_its_characters(text: str) -> None:
+    encoded = tiny_tokens().encode(text, 1000)
+    for start, end in encoded.offsets:
+        assert 0 <= start <= end <= len(text)
+
+
+def test_special_tokens_cannot_be_written_in_a_report() -> None:
+    tokens = tiny_tokens()
+    ids = tokens.encode("effusion <BOX> </s> <ground>", 60).ids
+    assert not {tokens.box, tokens.eos, tokens.ground} & set(ids)
+
+
+def test_an_empty_prompt_is_answered_at_once() -> None:
+    network, tokens = make_network(), tiny_tokens()
+    with torch.inference_mode():
+        answers, states = network.language.generate(torch.randn(1, 4, 32), [tokens.encode("", 10)], tokens)
+    assert answers == [[]] and states.box.shape == (0, 32)

@@ -1,0 +1,114 @@
+"""The callable product with a tiny random network: shapes of answers, odd inputs, negation, several images."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from grounding.knowledge import load_bank
+from grounding.predictor import Predictor, ReadPhrase, first_of_each
+from grounding.text import read_plain_report
+from grounding.types import Grounder, ModelIdentity, ReportText
+from tests.model.networks import TEXTS, make_network, stir, tiny_image, tiny_tokens
+
+REPORT = read_plain_report(" ".join(TEXTS))
+
+
+def make_predictor() -> Predictor:
+    network = make_network(seed=3)
+    stir(network)
+    with torch.no_grad():
+        network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
+    return Predictor(network, tiny_tokens(), load_bank(), ModelIdentity("tiny", "0", "0" * 64))
+
+
+PREDICTOR = make_predictor()
+
+
+def test_it_is_a_grounder() -> None:
+    grounder: Grounder = PREDICTOR
+    assert grounder.ground([tiny_image()], REPORT).model == PREDICTOR.identity
+
+
+def test_nothing_but_images_and_text_can_be_passed_in() -> None:
+    assert list(inspect.signature(Predictor.ground).parameters) == ["self", "images", "report"]
+    assert list(inspect.signature(Predictor.ground_phrases).parameters) == ["self", "image", "phrases"]
+
+
+def test_every_phrase_is_verbatim_in_the_report_and_inside_a_sentence() -> None:
+    findings = PREDICTOR.ground([tiny_image()], REPORT).findings
+    assert findings
+    for finding in findings:
+        source = finding.source
+        assert source is not None and REPORT.text[source.start : source.end] == finding.phrase
+        assert any(s.start <= source.start and source.end <= s.end for s in REPORT.sentences)
+        assert finding.localized == bool(finding.boxes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 3), (64, 64), (211, 97)])
+def test_boxes_lie_in_an_image_of_any_shape(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).random(shape, np.float32)
+    for finding in PREDICTOR.ground_phrases(image, ["left pleural effusion", "nodule", "heart"]):
+        for scored in finding.boxes:
+            x1, y1, x2, y2 = scored.box.xyxy
+            assert 0 <= x1 < x2 <= shape[1] and 0 <= y1 < y2 <= shape[0] and 0 <= scored.score <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), float("inf")])
+def test_an_image_without_content_is_no_accident(value: float) -> None:
+    findings = PREDICTOR.ground([np.full((40, 30), value, np.float32)], REPORT).findings
+    assert all(np.isfinite(b.box.xyxy).all() for f in findings for b in f.boxes)
+
+
+def test_an_image_that_is_no_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"float32\[H, W\]"):
+        PREDICTOR.ground_phrases(np.zeros((0, 5), np.float32), ["effusion"])
+
+
+def test_an_empty_report_has_no_findings() -> None:
+    assert PREDICTOR.ground([tiny_image()], ReportText("", ())).findings == ()
+    assert PREDICTOR.ground([], REPORT).findings == ()
+    assert PREDICTOR.ground_phrases(tiny_image(), []) == ()
+
+
+def test_a_negated_phrase_is_never_grounded() -> None:
+    findings = PREDICTOR.ground_phrases(tiny_image(), ["No pneumothorax", "pneumothorax"])
+    assert [f.negated for f in findings] == [True, False]
+    assert findings[0].boxes == () and not findings[0].localized
+
+
+def test_findings_of_several_images_name_their_image_and_agree_with_each_alone() -> None:
+    one, two = tiny_image(), tiny_image((36, 30, 60, 44), 5)
+    both = PREDICTOR.ground([one, two], REPORT).findings
+    alone = PREDICTOR.ground([one], REPORT).findings
+    assert tuple(f for f in both if f.image == 0) == alone
+    assert [f.phrase for f in both if f.image == 1] == [f.phrase for f in alone if not f.negated]
+
+
+def test_phrases_in_a_batch_get_the_boxes_that_they_get_alone() -> None:
+    phrases = ["left pleural effusion", "nodule in the left lower lobe", "enlarged heart"]
+    together = PREDICTOR.ground_phrases(tiny_image(), phrases)
+    for phrase, finding in zip(phrases, together, strict=True):
+        (alone,) = PREDICTOR.ground_phrases(tiny_image(), [phrase])
+        assert len(alone.boxes) == len(finding.boxes)
+        for a, b in zip(alone.boxes, finding.boxes, strict=True):
+            assert np.allclose(a.box.xyxy, b.box.xyxy, atol=1e-2)
+
+
+def test_findings_are_coded_and_sited_from_their_words() -> None:
+    effusion, unknown = PREDICTOR.ground_phrases(tiny_image(), ["small left pleural effusion", "zebra"])
+    assert effusion.finding is not None and effusion.finding.code == "60046008"
+    assert effusion.site is not None and effusion.site.laterality == "left"
+    assert unknown.finding is None and unknown.site is None
+
+
+def test_the_same_words_are_reported_once() -> None:
+    said = [ReadPhrase("Left effusion", None, False), ReadPhrase("left  effusion", None, False)]
+    assert first_of_each([*said, ReadPhrase("left effusion", None, True)]) == [0, 2]
+
+
+def test_the_same_input_gives_the_same_answer() -> None:
+    assert PREDICTOR.ground([tiny_image()], REPORT) == PREDICTOR.ground([tiny_image()], REPORT)

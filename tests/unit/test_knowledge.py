@@ -1,0 +1,135 @@
+"""The knowledge bank: what phrases are read as, priors of rows, and codes that the published tables confirm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.sr import _concepts_dict
+
+from grounding.knowledge import BANK_PATH, load_bank, parse_bank, read_level, read_side
+from grounding.lesions import LABELS
+from grounding.phantom import make_study
+from grounding.types import Concept, ModelError
+
+BANK = load_bank()
+
+
+@pytest.mark.parametrize(
+    ("phrase", "entity", "side", "level"),
+    [
+        ("small right apical pneumothorax", "pneumothorax", "right", "upper"),
+        ("Left-sided pleural effusion", "pleural_effusion", "left", None),
+        ("bibasilar atelectasis", "atelectasis", "bilateral", "lower"),
+        ("opacity in the right and left mid lung", "opacity", "bilateral", "middle"),
+        ("ground-glass opacity in the left lung", "ground_glass", "left", None),
+        ("enlarged cardiac silhouette", "cardiomegaly", None, None),
+        ("right upper lobe mass", "mass", "right", "upper"),
+        ("ET tube", "endotracheal_tube", None, None),
+        ("right lung", "lung", "right", None),
+        ("heart and mediastinum", "heart_and_mediastinum", None, None),
+        ("retrocardiac consolidation", "consolidation", "left", "lower"),
+        ("airspace disease extending from upper to lower zone", "consolidation", None, None),
+        ("purple monkey", None, None, None),
+        ("", None, None, None),
+    ],
+)
+def test_reading_of_a_phrase(phrase: str, entity: str | None, side: str | None, level: str | None) -> None:
+    reading = BANK.read_phrase(phrase)
+    assert (reading.entity.id if reading.entity else None, reading.side, reading.level) == (entity, side, level)
+
+
+def test_words_inside_words_are_not_sides() -> None:
+    assert read_side("upright film, brightly leftover") is None
+    assert read_level("lowermost") is None
+
+
+def test_every_finding_of_the_phantoms_is_an_entity() -> None:
+    assert {*LABELS} <= {entity.id for entity in BANK.entities}
+
+
+def test_asserted_phrases_of_phantoms_are_read_as_their_finding_or_one_that_looks_alike() -> None:
+    read, right = 0, 0
+    for seed in range(40):
+        for phrase in make_study(seed, 64).phrases:
+            entity, truth = BANK.read_phrase(phrase.phrase).entity, BANK.entity(phrase.label)
+            assert truth is not None
+            if not phrase.negated:
+                read += 1
+                right += entity is not None and entity.family == truth.family
+    assert right / read > 0.95
+
+
+def test_the_named_place_has_the_best_prior() -> None:
+    prior = BANK.log_prior("left apical pneumothorax")
+    best = BANK.rows[int(prior.argmax())]
+    assert (best.entity.id, best.location.id) == ("pneumothorax", "left apex")
+
+
+def test_a_contradicted_side_loses_and_an_unknown_entity_prefers_none() -> None:
+    prior = dict(zip([(r.entity.id, r.location.id) for r in BANK.rows], BANK.log_prior("right nodule"), strict=True))
+    assert prior[("nodule", "right upper zone")] > prior[("nodule", "left upper zone")] + 2
+    assert not BANK.log_prior("purple monkey").any()
+    assert BANK.entity_mask("purple monkey").all()
+
+
+def test_maps_are_on_the_side_that_they_name() -> None:
+    maps = BANK.maps(16)
+    assert maps.shape == (len(BANK.rows), 16, 16) and np.allclose(maps.max((1, 2)), 1)
+    for row, prior in zip(BANK.rows, maps, strict=True):
+        if row.location.id.startswith("right "):
+            assert prior[:, :8].sum() > prior[:, 8:].sum(), (
+                row.location.id
+            )  # the patient's right is on the image's left
+        if row.location.id.startswith("left "):
+            assert prior[:, 8:].sum() > prior[:, :8].sum(), row.location.id
+
+
+def test_probabilities_of_places_sum_to_one() -> None:
+    for entity in BANK.entities:
+        assert sum(entity.locations.values()) == pytest.approx(1, abs=0.05), entity.id
+
+
+def concepts() -> list[Concept]:
+    found = [e.concept for e in BANK.entities] + [e.site for e in BANK.entities] + [x.concept for x in BANK.locations]
+    return [concept for concept in found if concept is not None]
+
+
+@pytest.mark.parametrize("concept", sorted(set(concepts()), key=lambda c: c.code), ids=lambda c: c.meaning)
+def test_every_code_is_in_the_published_tables_with_its_meaning(concept: Concept) -> None:
+    tables: dict[str, dict[str, dict[str, Any]]] = _concepts_dict.concepts  # type: ignore[assignment]
+    meanings = {entry[concept.code][0] for entry in tables[concept.scheme].values() if concept.code in entry}
+    assert concept.meaning in meanings
+
+
+def test_the_site_is_the_zone_that_the_words_name() -> None:
+    site = BANK.site(BANK.read_phrase("right upper lobe opacity"))
+    assert site is not None and (site.concept.meaning, site.laterality) == ("Upper zone of lung", "right")
+    pleura = BANK.site(BANK.read_phrase("left basal effusion"))
+    assert pleura is not None and (pleura.concept.meaning, pleura.laterality) == ("Pleura", "left")
+    assert BANK.site(BANK.read_phrase("purple monkey")) is None
+
+
+def test_an_unknown_location_is_refused() -> None:
+    content = json.loads(BANK_PATH.read_text())
+    content["entities"][0]["locations"] = {"the moon": 1.0}
+    with pytest.raises(ModelError, match="the moon"):
+        parse_bank(content)
+
+
+def test_a_damaged_bank_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bank.json").write_text("{")
+    with pytest.raises(ModelError, match=r"bank\.json cannot be read"):
+        load_bank(tmp_path / "bank.json")
+
+
+def test_codes_do_not_change_what_the_model_depends_on() -> None:
+    content = json.loads(BANK_PATH.read_text())
+    for entity in content["entities"]:
+        entity["code"] = None
+    assert parse_bank(content).sha256 == BANK.sha256
+    content["entities"][0]["locations"] = {"heart": 0.5}
+    assert parse_bank(content).sha256 != BANK.sha256
