@@ -1,0 +1,120 @@
+"""The Celery application: which broker, which queues, and how a ring is sent.
+
+Rings are acknowledged early: one that is lost with its worker is rung again by the sweep from the job's row, which also
+knows, by lease and attempts, what redelivery by the broker would have to be told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery
+from kombu.entity import Exchange, Queue
+from kombu.exceptions import OperationalError
+
+from dicom_node.config import Settings, masked
+from dicom_node.errors import NodeError
+from dicom_node.logs import log_event
+from workers.steps import STEPS
+
+logger = logging.getLogger(__name__)
+
+QUEUES = ("gpu", "io")
+
+CONNECT_TIMEOUT_S = 5
+
+EMBEDDED_TRANSPORT = "workers.embedded_broker:Transport"
+EMBEDDED_CARRIER = "memory://"
+"""Celery wants a URL that kombu knows; the transport given beside it is the one that is used."""
+
+PUBLISH_RETRY = {"max_retries": 1, "interval_start": 0.0, "interval_max": 0.0}
+"""Once at once, on a new connection: the old one may have died with the broker's last restart."""
+
+REDIS_OPTIONS: dict[str, Any] = {
+    "visibility_timeout": 60,
+    "unacked_restore_interval": 10,
+    "unacked_restore_throttle": 1,
+    "socket_keepalive": True,
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_timeout": 30,
+    "health_check_interval": 25,
+    "global_keyprefix": "knowmvg:",
+}
+AMQP_OPTIONS: dict[str, Any] = {"confirm_publish": True}
+QUORUM_QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+
+
+def make_app(settings: Settings) -> Celery:
+    """Return the application for the broker of `settings`; nothing is connected yet."""
+    scheme = urlsplit(settings.broker.url).scheme
+    app = Celery("knowmvg", broker=settings.broker.url if scheme else EMBEDDED_CARRIER, set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        task_create_missing_queues=False,
+        task_default_queue=QUEUES[0],
+        task_queues=make_queues(scheme),
+        task_publish_retry_policy=PUBLISH_RETRY,
+        worker_prefetch_multiplier=1,
+        worker_pool="solo",
+        worker_concurrency=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_timeout=CONNECT_TIMEOUT_S,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_heartbeat=10,
+        broker_transport_options=transport_options(settings),
+    )
+    if not scheme:
+        app.conf.broker_transport = EMBEDDED_TRANSPORT
+    return app
+
+
+def make_queues(scheme: str) -> list[Queue]:
+    """Return the queues; on RabbitMQ they are quorum queues, which survive the loss of a server."""
+    arguments = QUORUM_QUEUE if scheme.startswith("amqp") else None
+    return [
+        Queue(name, Exchange(name), routing_key=name, queue_arguments=arguments)  # type: ignore[no-untyped-call]
+        for name in QUEUES
+    ]
+
+
+def transport_options(settings: Settings) -> dict[str, Any]:
+    """Return what kombu's transport for the broker of `settings` is told."""
+    scheme = urlsplit(settings.broker.url).scheme
+    if not scheme:
+        return {"path": str(settings.node.data_dir / "broker.db")}
+    return REDIS_OPTIONS if scheme.startswith("redis") else AMQP_OPTIONS
+
+
+def make_ring(app: Celery) -> Callable[[str, int], None]:
+    """Return the function that rings for a step of a job; a broker that is away only costs the wait for the sweep."""
+    queues = {step.name: step.queue for step in STEPS}
+
+    def ring(step: str, job_id: int) -> None:
+        try:
+            app.send_task(step, (job_id,), queue=queues[step])
+        except OperationalError as error:
+            log_event(logger, "broker unavailable", level=logging.WARNING, step=step, job_id=job_id, reason=error)
+
+    return ring
+
+
+def check_broker(settings: Settings) -> str:
+    """Return one sentence on the broker, if a message could be sent now; raises NodeError that says why not."""
+    where = masked(settings)["broker"]["url"]
+    with make_app(settings).connection_for_write() as connection:
+        try:
+            connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_S, reraise_as_library_errors=True)
+        except OperationalError as error:
+            raise NodeError(f"broker {where} does not answer: {error}; see broker.url") from error
+    return f"{where} answers"

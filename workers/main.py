@@ -1,0 +1,111 @@
+"""Composition roots: a worker, the scheduler, and the whole node. Each builds its parts once and runs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from dicom_node import scu
+from dicom_node.clock import utc_now
+from dicom_node.config import Settings
+from dicom_node.logs import log_event
+from dicom_node.queries import check_schema, make_engine, make_sessions, upgrade_schema
+from dicom_node.storage import FileStorage
+from workers import tasks
+from workers.app import make_app, make_ring
+from workers.ownership import Owner
+from workers.resources import LazyGrounder, Resources
+from workers.scheduler import sweep
+from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
+
+logger = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+"""Between two looks at the rows that are due."""
+
+
+def make_resources(settings: Settings, token: str) -> Resources:
+    """Build what the steps and the sweep of one process need. Raises SchemaError if the database is too old or new."""
+    engine = make_engine(settings.database.url)
+    check_schema(engine)
+    embedded = settings.broker.url == "embedded"  # then all workers are on this host
+    return Resources(
+        settings=settings,
+        sessions=make_sessions(engine),
+        storage=FileStorage(settings.storage.root),
+        clock=utc_now,
+        load_grounder=LazyGrounder(settings.model.path, settings.model.device),
+        send=scu.send_parts,
+        ring=make_ring(make_app(settings)),
+        token=token,
+        owners=settings.node.data_dir / "owners" if embedded else None,
+    )
+
+
+def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
+    """Work on `queues` until SIGTERM or Ctrl-C."""
+    resources = make_resources(settings, secrets.token_hex(16))
+    owner = Owner(resources.owners, resources.token) if resources.owners else None
+    app = make_app(settings)
+    tasks.add_tasks(app, resources)
+    name = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}"
+    tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues))
+    if owner:
+        owner.release()
+
+
+def _announce_worker(settings: Settings, queues: tuple[str, ...]) -> None:
+    mark_ready(settings)
+    log_event(logger, "worker ready", queues=",".join(queues))
+
+
+def run_scheduler(settings: Settings) -> None:
+    """Sweep until SIGTERM or Ctrl-C. A database that is away is waited for."""
+    resources = make_resources(settings, secrets.token_hex(16))
+    stop = make_stop()
+    mark_ready(settings)
+    while not stop.is_set():
+        try:
+            sweep(resources)
+        except DBAPIError as error:
+            log_event(logger, "database unavailable", level=logging.WARNING, reason=error.orig)
+        stop.wait(SWEEP_S)
+
+
+def run_node(settings: Settings, config_path: Path | None) -> None:
+    """Run the whole node until SIGTERM or Ctrl-C: upgrade the schema, then start every part as a process.
+
+    Raises NodeError if a node runs on this data folder already, or a part cannot be started.
+    """
+    stop = make_stop()
+    lock = NodeLock(settings.node.data_dir)
+    upgrade_schema(settings.database.url)
+    clear_ready(settings)
+    supervise(node_children(settings, config_path), stop, functools.partial(_announce_node, settings))
+    lock.release()
+
+
+def _announce_node(settings: Settings) -> None:
+    receiver, console = settings.receiver, settings.console
+    sys.stdout.write(
+        f"KnowMVG Node is ready: {receiver.ae_title} at {receiver.host}:{receiver.port}, "
+        f"console http://{console.host}:{console.port}/\n"
+    )
+    sys.stdout.flush()
+
+
+def make_stop() -> threading.Event:
+    """Return an event that SIGTERM and Ctrl-C set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

@@ -1,0 +1,78 @@
+"""What the steps and the sweep are given: settings, rows, bytes, time, the model, the archive and the bell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node.clock import Clock
+from dicom_node.config import DestinationSettings, Settings
+from dicom_node.errors import PermanentError
+from dicom_node.scu import Part, Sent
+from dicom_node.storage import FileStorage
+from grounding.types import Grounder, ModelError
+
+LEASE = timedelta(minutes=5)
+"""How long a step may take: it is not renewed. Rendering and grounding take seconds, a delivery at most a minute or so
+per destination that hangs. A worker that runs longer ends itself; until then nobody else touches the job."""
+
+RING_AGAIN = timedelta(seconds=20)
+"""After so long without a claim a due job is rung for again: a ring was lost, or the queue is long (then the repeated
+ring is a no-op)."""
+
+
+class Send(Protocol):
+    """Delivers parts to a destination; `scu.send_parts`, or a fake archive's."""
+
+    def __call__(
+        self, destination: DestinationSettings, parts: Sequence[Part], study_instance_uid: str, calling_ae_title: str
+    ) -> tuple[Sent, ...]:
+        """Return what became of each part; raises TransientError if the destination is away."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """One process's parts, made by its composition root.
+
+    `token` is the lease token of this process; `owners` the folder where the workers of this host show that they live
+    (None: workers may be on other hosts, and leases run out by time alone).
+    """
+
+    settings: Settings
+    sessions: sessionmaker[Session]
+    storage: FileStorage
+    clock: Clock
+    load_grounder: Callable[[], Grounder]
+    send: Send
+    ring: Callable[[str, int], None]
+    token: str
+    owners: Path | None = None
+
+
+class LazyGrounder:
+    """Loads the model when it is first needed, and keeps it; a model that is missing is looked for again each time."""
+
+    def __init__(self, path: str, device: str) -> None:
+        """`path` and `device` as in the section `model` of the settings."""
+        self.path, self.device = path, device
+        self._grounder: Grounder | None = None
+
+    def __call__(self) -> Grounder:
+        """Return the model. Raises PermanentError that names the model folder and what to do."""
+        if self._grounder is None:
+            from grounding.checkpoint import load_predictor  # seconds and hundreds of MB, in this process only
+
+            try:
+                self._grounder = load_predictor(self.path, self.device)
+            except ModelError as error:
+                raise PermanentError(
+                    f"the model {self.path!r} cannot be loaded: {error}. Correct model.path, see `knowmvg check`, and "
+                    "then run `knowmvg jobs retry`"
+                ) from error
+        return self._grounder

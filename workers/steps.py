@@ -1,0 +1,343 @@
+"""The three steps of a job: ground, write, deliver. Each is read → compute → one compare-and-set commit → ring.
+
+A step takes a job's number and the process's resources. It may be run at any time and any number of times: a job that
+is in another state, or that somebody else works on, is left alone. No transaction is open while pixels are decoded, the
+model runs or the network waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from typing import Any
+
+from pydicom import dcmread, dcmwrite
+from pydicom.dataset import Dataset
+from sqlalchemy.orm import Session
+
+from dicom_node import queries, study
+from dicom_node.config import DestinationSettings, Settings
+from dicom_node.errors import NodeError, NotApplicableError, PermanentError, TransientError
+from dicom_node.header import DECODE_ERRORS
+from dicom_node.logs import log_event
+from dicom_node.pixels import render
+from dicom_node.queries.outcomes import DeliveryState
+from dicom_node.report import read_report
+from dicom_node.results.gsps import build_gsps
+from dicom_node.results.sr import build_sr
+from dicom_node.results.values import (
+    SR_SOP_CLASSES,
+    Equipment,
+    Reference,
+    ResultInput,
+    ResultOptions,
+    SrClass,
+    select_marks,
+)
+from dicom_node.scu import Candidate, Part, Sent
+from dicom_node.selection import select
+from dicom_node.storage import result_key
+from dicom_node.study import JobFacts, State
+from workers.resources import LEASE, RING_AGAIN, Resources
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step found out: columns of the job's row, rows to save in the same transaction, an event's detail."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    save: Callable[[Session], None] = lambda session: None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One arrow of the straight path: the state it starts from, its queue, and its work."""
+
+    name: str
+    queue: str
+    state: State
+    work: Callable[[JobFacts, Resources], Done]
+
+    @property
+    def next_state(self) -> State:
+        """The state that the job is in when the step is done."""
+        return study.NEXT[self.state]
+
+
+# ---- running a step --------------------------------------------------------------------------------------------------
+
+
+def run_step(step: Step, job_id: int, resources: Resources) -> None:
+    """Run `step` for a job, if it is due for it. What the node foresees ends in the job's row.
+
+    Anything else is a bug: it is noted in the row, where it counts as a try, and raised.
+    """
+    with resources.sessions.begin() as session:
+        job = queries.claim(session, job_id, step.state, resources.token, resources.clock(), LEASE)
+    if job is None:
+        return
+    if job.attempts > study.MAX_ATTEMPTS and not study.may_retry(job, resources.clock()):
+        _end(job, "FAILED", f"the worker died each time it tried to {step.name} this study; see its log", resources)
+        return
+    began = time.monotonic()
+    try:
+        done = step.work(job, resources)
+    except NotApplicableError as error:
+        _end(job, "NOT_APPLICABLE", str(error), resources)
+    except PermanentError as error:
+        _end(job, "FAILED", str(error), resources)
+    except TransientError as error:
+        _try_later(job, str(error), resources)
+    except Exception as error:
+        _try_later(job, f"an error of the program ({type(error).__name__}); see the worker's log", resources)
+        raise
+    else:
+        _commit(step, job, done, time.monotonic() - began, resources)
+
+
+def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Resources) -> None:
+    """Move the job on, with all that the step found out, unless somebody else did; then ring for the next step."""
+    now = resources.clock()
+    following = next((other.name for other in STEPS if other.state == step.next_state), None)
+    values = done.values | {"timings": job.timings | {step.name: round(seconds, 3)}}
+    if following:
+        values["due_at"] = now + RING_AGAIN  # it is rung for here
+    with resources.sessions.begin() as session:
+        moved = queries.advance(
+            session, job.job_id, resources.token, step.state, step.next_state, now, detail=done.detail, **values
+        )
+        if moved:
+            done.save(session)
+    facts: dict[str, Any] = {
+        "job_id": job.job_id,
+        "study_instance_uid": job.study_instance_uid,
+        "seconds": round(seconds, 3),
+    }
+    if not moved:
+        log_event(logger, "step superseded", step=step.name, **facts)
+        return
+    log_event(logger, EVENTS[step.name], **facts)
+    if following:
+        resources.ring(following, job.job_id)
+
+
+def _end(job: JobFacts, state: State, failure: str, resources: Resources) -> None:
+    with resources.sessions.begin() as session:
+        ended = queries.end_job(session, job.job_id, resources.token, state, failure, resources.clock())
+    if ended:
+        log_event(logger, "job ended", job_id=job.job_id, study_instance_uid=job.study_instance_uid, state=state)
+
+
+def _try_later(job: JobFacts, reason: str, resources: Resources) -> None:
+    """Give the job back for its next try, or end it where it has had enough."""
+    now = resources.clock()
+    if not study.may_retry(job, now):
+        _end(job, "FAILED", f"given up after {job.attempts} tries: {reason}; then run `knowmvg jobs retry`", resources)
+        return
+    due_at = now + study.backoff(job.attempts)
+    with resources.sessions.begin() as session:
+        queries.retry_later(session, job.job_id, resources.token, reason, due_at, now)
+    log_event(
+        logger,
+        "step failed",
+        level=logging.WARNING,
+        job_id=job.job_id,
+        study_instance_uid=job.study_instance_uid,
+        attempt=job.attempts,
+        again_at=due_at.isoformat(timespec="seconds"),
+    )
+
+
+# ---- ground ----------------------------------------------------------------------------------------------------------
+
+
+def ground_study(job: JobFacts, resources: Resources) -> Done:
+    """Find the phrases of the study's report in its images."""
+    stored = _read_instances(job, resources)
+    selection = select(one.instance for one in stored.values())
+    report = read_report(_read_dataset(stored[selection.report], resources))
+    images = [render(_read_dataset(stored[uid], resources)) for uid in selection.images]
+    grounding = resources.load_grounder().ground(images, report.to_report_text())
+    sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
+    marks, _ = select_marks(grounding.findings, sizes, resources.settings.results.min_confidence)
+    return Done(
+        values={"selection": selection.to_json(), "outcome": "RESULT" if marks else "NO_FINDING"},
+        save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
+        detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes",
+    )
+
+
+def _read_instances(job: JobFacts, resources: Resources) -> dict[str, queries.StoredInstance]:
+    with resources.sessions() as session:
+        instances = queries.instances_of(session, job.study_instance_uid)
+    return {one.instance.sop_instance_uid: one for one in instances}
+
+
+def _read_dataset(stored: queries.StoredInstance, resources: Resources, *, pixels: bool = True) -> Dataset:
+    """Read an instance from storage; without `pixels`, its header."""
+    try:
+        with resources.storage.open(stored.key) as file:
+            return dcmread(file, stop_before_pixels=not pixels, defer_size=None)
+    except FileNotFoundError as error:
+        raise PermanentError(
+            f"instance {stored.instance.sop_instance_uid} is missing from the storage: restore {stored.key} or have "
+            "the study sent again"
+        ) from error
+    except DECODE_ERRORS as error:
+        raise NotApplicableError(
+            f"instance {stored.instance.sop_instance_uid} is damaged ({type(error).__name__}); have it sent again"
+        ) from error
+
+
+# ---- write -----------------------------------------------------------------------------------------------------------
+
+
+def write_results(job: JobFacts, resources: Resources) -> Done:
+    """Build the results of a grounded study and file them; what there is of them already is replaced by the same."""
+    result = _read_result_input(job, resources)
+    written = [_file(part, ds, job, resources) for part, ds in build_results(result, resources.settings)]
+    return Done(
+        save=lambda session: queries.save_results(session, job.job_id, written, resources.clock()),
+        detail=f"{len(written)} instances",
+    )
+
+
+def build_results(result: ResultInput, settings: Settings) -> Iterable[tuple[str, Dataset]]:
+    """Yield each result with the name of its part; the SR in every class that an archive may want."""
+    sr_classes: tuple[SrClass, ...] = tuple(SR_SOP_CLASSES) if settings.results.sr else ()
+    for sr_class in sr_classes:
+        if (sr := build_sr(replace(result, sr_class=sr_class))) is not None:
+            yield "sr", sr
+    for index, image in enumerate(result.images if settings.results.gsps else ()):
+        if (gsps := build_gsps(result, index)) is not None:
+            yield f"gsps:{image.SOPInstanceUID}", gsps
+
+
+def _read_result_input(job: JobFacts, resources: Resources) -> ResultInput:
+    stored = _read_instances(job, resources)
+    with resources.sessions() as session:
+        grounding, image_uids = queries.load_grounding(session, job.job_id)
+        previous = queries.previous_result(session, job.study_instance_uid, job.revision)
+    settings = resources.settings
+    header = _read_dataset(stored[(job.selection or {})["report"]], resources)
+    return ResultInput(
+        images=tuple(_read_dataset(stored[uid], resources, pixels=False) for uid in image_uids),
+        report_header=header,
+        report=read_report(header),
+        grounding=grounding,
+        created_at=job.step_since,
+        revision=job.revision,
+        predecessor=_refer_to(previous) if previous is not None else None,
+        equipment=Equipment(settings.node.institution, settings.node.station),
+        options=ResultOptions(
+            min_confidence=settings.results.min_confidence,
+            when_nothing_localized=settings.results.when_nothing_localized,
+            gsps=settings.results.gsps,
+        ),
+    )
+
+
+def _refer_to(previous: queries.PreviousResult) -> Reference:
+    return Reference(
+        previous.sop_class_uid, previous.sop_instance_uid, previous.series_instance_uid, previous.study_instance_uid
+    )
+
+
+def _file(part: str, ds: Dataset, job: JobFacts, resources: Resources) -> queries.StoredResult:
+    buffer = BytesIO()
+    dcmwrite(buffer, ds, enforce_file_format=True)
+    key = result_key(job.study_instance_uid, job.revision, ds.SOPInstanceUID)
+    file = resources.storage.put(key, buffer.getvalue())
+    return queries.StoredResult(
+        part=part,
+        sop_class_uid=str(ds.SOPClassUID),
+        sop_instance_uid=str(ds.SOPInstanceUID),
+        series_instance_uid=str(ds.SeriesInstanceUID),
+        key=file.key,
+        sha256=file.sha256,
+    )
+
+
+# ---- deliver ---------------------------------------------------------------------------------------------------------
+
+
+def deliver_results(job: JobFacts, resources: Resources) -> Done:
+    """Send what is still missing to every destination; done when each of them has, and shows, every part."""
+    with resources.sessions() as session:
+        results = queries.load_results(session, job.job_id)
+    if not results:
+        return Done(detail="nothing to deliver")
+    destinations = resources.settings.destinations
+    if not destinations:
+        raise PermanentError(
+            "no destination is configured: add one under `destinations`, restart, and run `knowmvg jobs retry`"
+        )
+    parts = _group_parts(results, resources)
+    with resources.sessions.begin() as session:
+        names = [destination.name for destination in destinations]
+        queries.open_deliveries(session, job.job_id, names, list(parts), resources.clock())
+        deliveries = queries.load_deliveries(session, job.job_id)
+    errors: list[NodeError] = []
+    for destination in destinations:
+        open_parts = [
+            one.part for one in deliveries if one.destination == destination.name and one.state != "DELIVERED"
+        ]
+        wanted = [parts[name] for name in open_parts if name in parts]
+        errors += _deliver_to(destination, wanted, job, resources) if wanted else []
+    _raise_worst(errors)
+    return Done(detail=f"{len(parts)} parts to {len(destinations)} destinations")
+
+
+def _group_parts(results: Iterable[queries.StoredResult], resources: Resources) -> dict[str, Part]:
+    candidates: dict[str, tuple[Candidate, ...]] = {}
+    for one in results:
+        candidate = Candidate(
+            one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid, resources.storage.path(one.key)
+        )
+        candidates[one.part] = (*candidates.get(one.part, ()), candidate)
+    return {name: Part(name, of_part) for name, of_part in candidates.items()}
+
+
+def _deliver_to(
+    destination: DestinationSettings, parts: list[Part], job: JobFacts, resources: Resources
+) -> list[NodeError]:
+    """Send `parts` to one destination, note what it took, and return what went wrong."""
+    try:
+        sent = resources.send(destination, parts, job.study_instance_uid, resources.settings.receiver.ae_title)
+    except TransientError as error:
+        return [error]
+    with resources.sessions.begin() as session:
+        for one in sent:
+            queries.mark_delivery(session, job.job_id, _as_delivery(destination, one), resources.clock())
+    return [one.error for one in sent if one.error is not None]
+
+
+def _as_delivery(destination: DestinationSettings, sent: Sent) -> queries.Delivery:
+    state: DeliveryState = "DELIVERED"
+    if sent.error is not None:
+        state = "PENDING" if isinstance(sent.error, TransientError) else "FAILED"
+    return queries.Delivery(destination.name, sent.part, state, sent.sop_instance_uid, sent.status, sent.confirmed_by)
+
+
+def _raise_worst(errors: list[NodeError]) -> None:
+    """Raise all reasons in one; while something may still work when tried again, that decides."""
+    reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
+    if any(isinstance(error, TransientError) for error in errors):
+        raise TransientError(reasons)
+    if errors:
+        raise PermanentError(reasons)
+
+
+STEPS = (
+    Step("ground", "gpu", "COMPLETE", ground_study),
+    Step("write", "io", "GROUNDED", write_results),
+    Step("deliver", "io", "WRITTEN", deliver_results),
+)
+
+EVENTS = {"ground": "study grounded", "write": "results written", "deliver": "results delivered"}
