@@ -64,8 +64,9 @@ DEFLATED = (
     "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
 )
 MAX_HEADER_BYTES = 2 * 1024**2
-"""Read, and inflated, at most: headers are kilobytes, but a megabyte of empty items costs 100 MB, and a megabyte of a
-deflated dataset may hold a gigabyte."""
+MAX_HEADER_READS = 50_000
+"""Read, and inflated, at most: headers are kilobytes and a few thousand elements, but a megabyte of empty items costs
+100 MB and seconds, and a megabyte of a deflated dataset may hold a gigabyte."""
 
 MAX_TEXT = 256
 """Characters of a header text that are kept; PS3.5 6.2 allows 64."""
@@ -75,7 +76,8 @@ MAX_REFERENCES = 1000
 
 _FIRST_AFTER_META = Tag(0x0003, 0x0000)
 _CONTENT_SEQUENCE = Tag("ContentSequence")
-"""The content of a report begins here; every attribute that is read stands before it, and pixels after it."""
+_LAST_READ = Tag("ViewCodeSequence")
+"""Nothing is read behind this attribute, and of documents nothing from their content on."""
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -193,16 +195,17 @@ def _read(source: Path | bytes) -> Instance:
 
 
 class _BudgetedReader:
-    """A file of which only so many bytes may be read (skipping is free); a claimed length is never allocated."""
+    """A file of which only so much may be read (skipping is free); a length that is only claimed is not allocated."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left = file, MAX_HEADER_BYTES
+        self._file, self._left, self._reads_left = file, MAX_HEADER_BYTES, MAX_HEADER_READS
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._left:
-            raise InvalidInstanceError(f"its header is longer than {MAX_HEADER_BYTES} bytes, or claims to be")
+        if not 0 <= size <= self._left or self._reads_left == 0:
+            raise InvalidInstanceError(f"its header has, or claims to have, more than {MAX_HEADER_BYTES} bytes")
         self._left -= size
+        self._reads_left -= 1
         return self._file.read(size)
 
 
@@ -235,7 +238,7 @@ def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
 
 
 def _at_content(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return bool(tag >= _CONTENT_SEQUENCE)
+    return bool(tag == _CONTENT_SEQUENCE or tag > _LAST_READ)
 
 
 def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
