@@ -15,6 +15,7 @@ import numpy as np
 
 from grounding.augment import AffineRange, draw_affine, vary_exposure
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
+from grounding.knowledge import KnowledgeBank
 from grounding.phantom import PhantomStudy
 from grounding.types import Image
 
@@ -98,6 +99,36 @@ def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
     answer = asserted[int(rng.integers(len(asserted)))]
     text = prompt.text[answer.start : answer.end]
     return Prompt(text, (replace(answer, start=0, end=len(text)),))
+
+
+class AbsentPhrases:
+    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind."""
+
+    def __init__(self, bank: KnowledgeBank, keep: int = 3000) -> None:
+        self.bank, self.keep = bank, keep
+        self._pool: list[tuple[str, str]] = []
+
+    def kind(self, phrase: str) -> str | None:
+        """What a phrase looks like on a radiograph, coarsely; None when its entity is not known."""
+        entity = self.bank.read_phrase(phrase).entity
+        return None if entity is None else ("shadow" if entity.family in SHADOWS else entity.family)
+
+    def draw(self, rng: np.random.Generator, prompts: Sequence[Prompt]) -> Prompt | None:
+        """A bare phrase that is true of none of `prompts`; remembers theirs."""
+        asserted = [p.text[a.start : a.end] for p in prompts for a in p.answers if not a.negated]
+        shown = {phrase: self.kind(phrase) for phrase in asserted}
+        for phrase, kind in shown.items():
+            if kind is not None and len(self._pool) < self.keep:
+                self._pool.append((phrase, kind))
+        for _ in range(6 if self._pool and None not in shown.values() else 0):
+            phrase, kind = self._pool[int(rng.integers(len(self._pool)))]
+            if kind not in shown.values():
+                return Prompt(phrase, (Answer(0, len(phrase), False, ()),))
+        return None
+
+
+SHADOWS = {"opacity", "edema", "nodule", "effusion", "calcification", "fibrosis"}
+"""Families that can be taken for one another."""
 
 
 def make_example(

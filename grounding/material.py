@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 from grounding.batch import Batcher, TrainingBatch
 from grounding.examples import (
     PHANTOM_MOVES,
+    AbsentPhrases,
     Example,
     Prompt,
     RealImage,
@@ -70,6 +71,7 @@ class Stream(IterableDataset[TrainingBatch]):
         super().__init__()
         self.canvas = int(recipe["model"]["frame"]["canvas"])
         self.recipe, self.batcher, self.real, self.seed = recipe, batcher, real, seed
+        self.absent = AbsentPhrases(batcher.bank)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         rng = np.random.default_rng(self.seed)
@@ -84,9 +86,11 @@ class Stream(IterableDataset[TrainingBatch]):
         examples = []
         for _ in range(sizes["phantoms"] + (0 if self.real else sizes["real"])):
             image, prompts = phantoms.draw(rng)
-            examples.append(
-                make_example(rng, image, pick_prompts(rng, prompts, sizes["prompts"]), PHANTOM_MOVES, self.canvas)
-            )
+            picked = pick_prompts(rng, prompts, sizes["prompts"])
+            absent = self.absent.draw(rng, prompts)
+            if absent is not None and rng.random() < self.recipe["absent_share"]:
+                picked[-1:] = [absent]
+            examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))
         if self.real:
             share = weights / weights.sum()
             for index in rng.choice(len(self.real), sizes["real"], p=share):
