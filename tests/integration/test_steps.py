@@ -1,0 +1,477 @@
+"""Ground, write, deliver: on real rows and files, with a fake model and a fake archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node import queries
+from dicom_node.errors import PermanentError, TransientError
+from dicom_node.queries import make_sessions
+from dicom_node.study import MAX_ATTEMPTS
+from grounding.types import Grounder
+from tests.builders import make_cxr_dataset, make_report_dataset
+from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakeGrounder, FakePacs
+from tests.rig import QUIET_S, Rig, make_sqlite_sessions
+from workers.ownership import Owner
+from workers.resources import LEASE, RING_AGAIN, LazyGrounder
+from workers.scheduler import sweep
+from workers.steps import STEPS
+
+GROUND, WRITE, DELIVER = (step.name for step in STEPS)
+
+
+@pytest.fixture
+def pacs() -> Iterator[FakePacs]:
+    with FakePacs() as pacs:
+        yield pacs
+
+
+@pytest.fixture
+def rig(tmp_path: Path, pacs: FakePacs) -> Rig:
+    return Rig(tmp_path, make_sqlite_sessions(tmp_path), [pacs])
+
+
+def store_study(rig: Rig, study: str = "1") -> int:
+    """Store an image and its report; return the job."""
+    image = make_cxr_dataset(study=study)
+    rig.store(image)
+    job_id = rig.store(make_report_dataset(study=study, image=image)).job_id
+    assert job_id is not None
+    return job_id
+
+
+def events(job: dict[str, Any]) -> list[str]:
+    return [one["event"] for one in job["timeline"]]
+
+
+# ---- the straight path -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def delivered(request: pytest.FixtureRequest, tmp_path: Path, pacs: FakePacs) -> tuple[Rig, int]:
+    """A study that went all the way, on each database."""
+    sessions: sessionmaker[Session] = make_sqlite_sessions(tmp_path)
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        queries.upgrade_schema(url)
+        sessions = make_sessions(queries.make_engine(url))
+    rig = Rig(tmp_path, sessions, [pacs])
+    job_id = store_study(rig)
+    rig.settle(seconds=QUIET_S)
+    return rig, job_id
+
+
+def test_study_goes_all_the_way(delivered: tuple[Rig, int], pacs: FakePacs) -> None:
+    rig, job_id = delivered
+    job = rig.job(job_id)
+    assert (job["state"], job["outcome"], job["failure"]) == ("DELIVERED", "RESULT", None)
+    assert [event for event in events(job) if event != "instance filed"] == [
+        "study complete",
+        "study grounded",
+        "results written",
+        "results delivered",
+    ]
+    assert set(job["timings"]) >= {GROUND, WRITE, DELIVER}
+    assert {one["confirmed_by"] for one in job["deliveries"]} == {"query"}
+    held = {ds.SOPClassUID for ds in pacs.datasets.values()}
+    assert held == {COMPREHENSIVE_3D_SR, GSPS_STORAGE}
+
+
+def test_archive_holds_what_the_node_filed(delivered: tuple[Rig, int], pacs: FakePacs) -> None:
+    rig, job_id = delivered
+    with rig.sessions() as session:
+        results = queries.load_results(session, job_id)
+    assert [one.sop_class_uid for one in results if one.part == "sr"] == [COMPREHENSIVE_SR, COMPREHENSIVE_3D_SR]
+    for one in results:
+        if one.sop_instance_uid in pacs.datasets:
+            assert pacs.datasets[one.sop_instance_uid] == dcmread(rig.storage.path(one.key))
+
+
+def test_each_step_run_again_does_nothing(delivered: tuple[Rig, int], pacs: FakePacs) -> None:
+    rig, job_id = delivered
+    before, stores = rig.job(job_id), dict(pacs.stores)
+    for step in (GROUND, WRITE, DELIVER):
+        rig.run(step, job_id)
+    assert rig.job(job_id) == before
+    assert (dict(pacs.stores), rig.grounder.calls) == (stores, 1)
+
+
+def test_step_out_of_turn_does_nothing(rig: Rig) -> None:
+    job_id = store_study(rig)
+    for step in (GROUND, WRITE, DELIVER):
+        rig.run(step, job_id)
+    rig.run(GROUND, job_id + 1)
+    assert rig.job(job_id)["state"] == "RECEIVING"
+    assert rig.grounder.calls == 0
+
+
+def test_study_is_not_closed_before_its_quiet_period(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.settle(seconds=QUIET_S - 1)
+    assert rig.job(job_id)["state"] == "RECEIVING"
+
+
+# ---- lost rings, dead workers ----------------------------------------------------------------------------------------
+
+
+def test_lost_ring_is_rung_again(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    assert rig.rings == [(GROUND, job_id)]
+    rig.rings.clear()
+    rig.sweep(seconds=1)
+    assert rig.rings == []
+    rig.sweep(seconds=RING_AGAIN.total_seconds())
+    assert rig.rings == [(GROUND, job_id)]
+
+
+def test_steps_ring_for_the_next_and_the_sweep_does_not_repeat_them_at_once(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.run(*rig.rings.pop())
+    assert rig.rings == [(WRITE, job_id)]
+    rig.sweep(seconds=1)
+    assert rig.rings == [(WRITE, job_id)]
+
+
+class WorkerDiedError(BaseException):
+    """Ends a step as a kill does: nothing after it is run."""
+
+
+def die() -> Grounder:
+    raise WorkerDiedError
+
+
+def test_job_of_a_worker_that_died_is_taken_up_after_its_lease(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    with pytest.raises(WorkerDiedError):
+        rig.run(*rig.rings.pop(), load_grounder=die)
+    rig.settle(seconds=LEASE.total_seconds() - 1)
+    assert rig.grounder.calls == 0
+    rig.settle(seconds=2)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def test_job_of_a_worker_of_this_host_that_died_is_taken_up_at_once(rig: Rig, tmp_path: Path) -> None:
+    rig.resources = replace(rig.resources, owners=tmp_path / "owners")
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    owner = Owner(tmp_path / "owners", "worker")
+    with pytest.raises(WorkerDiedError):
+        rig.run(*rig.rings.pop(), load_grounder=die)
+    rig.sweep(seconds=1)
+    assert rig.rings == []  # it lives, as far as anybody knows
+    owner.release()
+    rig.settle(seconds=1)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def test_study_that_kills_its_worker_each_time_fails_in_the_end(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    for _ in range(MAX_ATTEMPTS):
+        with pytest.raises(WorkerDiedError):
+            rig.run(GROUND, job_id, load_grounder=die)
+        rig.sweep(seconds=LEASE.total_seconds() + 1)
+    rig.answer()
+    job = rig.job(job_id)
+    assert (job["state"], job["outcome"]) == ("FAILED", "FAILED")
+    assert "the worker died each time" in job["failure"]
+
+
+def test_worker_whose_lease_ran_out_cannot_commit(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+
+    def be_late() -> Grounder:
+        rig.clock.move(seconds=LEASE.total_seconds() + 1)
+        rig.run(GROUND, job_id, token="another")
+        return FakeGrounder(localizes=False)
+
+    rig.run(GROUND, job_id, load_grounder=be_late)
+    assert rig.job(job_id)["outcome"] == "RESULT"
+    assert events(rig.job(job_id)).count("study grounded") == 1
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def run_to_end(rig: Rig, job_id: int) -> dict[str, Any]:
+    rig.settle(seconds=QUIET_S)
+    return rig.job(job_id)
+
+
+def test_report_without_text_is_not_applicable(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    rig.store(image)
+    job_id = rig.store(make_report_dataset([], image=image)).job_id
+    assert job_id is not None
+    job = run_to_end(rig, job_id)
+    assert (job["state"], job["outcome"]) == ("NOT_APPLICABLE", "NOT_APPLICABLE")
+    assert "no text" in job["failure"]
+
+
+def test_report_for_another_patient_is_not_applicable(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    rig.store(image)
+    job_id = rig.store(make_report_dataset(image=image, PatientID="somebody else")).job_id
+    assert job_id is not None
+    job = run_to_end(rig, job_id)
+    assert job["state"] == "NOT_APPLICABLE"
+    assert "another patient" in job["failure"]
+
+
+@pytest.mark.parametrize("changes", [{"PixelData": None}, {"PixelData": b"\0\0"}])
+def test_image_without_usable_pixels_is_not_applicable(rig: Rig, changes: dict[str, Any]) -> None:
+    image = make_cxr_dataset(**changes)
+    rig.store(image)
+    job_id = rig.store(make_report_dataset(image=image)).job_id
+    assert job_id is not None
+    job = run_to_end(rig, job_id)
+    assert job["state"] == "NOT_APPLICABLE"
+    assert image.SOPInstanceUID in job["failure"]
+
+
+def test_model_that_is_missing_fails_the_job_with_its_path_and_a_retry_works(rig: Rig, tmp_path: Path) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.run(*rig.rings.pop(), load_grounder=LazyGrounder(str(tmp_path / "no model"), "cpu"))
+    job = rig.job(job_id)
+    assert job["state"] == "FAILED"
+    assert str(tmp_path / "no model") in job["failure"]
+    assert "model.path" in job["failure"]
+    retry(rig, job_id)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def retry(rig: Rig, job_id: int) -> None:
+    with rig.sessions.begin() as session:
+        queries.retry_job(session, job_id, rig.clock())
+    rig.settle(seconds=1)
+
+
+def test_bytes_that_are_missing_from_the_storage_fail_the_job(rig: Rig) -> None:
+    job_id = store_study(rig)
+    for path in rig.storage.root.rglob("*.dcm"):
+        path.unlink()
+    job = run_to_end(rig, job_id)
+    assert job["state"] == "FAILED"
+    assert "missing from the storage" in job["failure"]
+
+
+def test_bug_is_raised_and_counted_and_fails_the_job_in_the_end(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.grounder.error = ZeroDivisionError("a bug")
+    for _ in range(MAX_ATTEMPTS):
+        with pytest.raises(ZeroDivisionError):
+            rig.answer()
+        rig.sweep(seconds=3600)
+    job = rig.job(job_id)
+    assert job["state"] == "FAILED"
+    assert "ZeroDivisionError" in job["failure"]
+    rig.grounder.error = None
+    retry(rig, job_id)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def test_transient_error_of_the_model_is_tried_again_after_a_pause(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.grounder.error = TransientError("out of memory")
+    rig.settle(seconds=QUIET_S)
+    job = rig.job(job_id)
+    assert (job["state"], job["attempts"], job["failure"]) == ("COMPLETE", 1, "out of memory")
+    rig.grounder.error = None
+    rig.settle(seconds=1)
+    assert rig.job(job_id)["state"] == "COMPLETE"
+    rig.settle(seconds=60)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def test_permanent_error_ends_the_job_at_once(rig: Rig) -> None:
+    rig.grounder.error = PermanentError("this cannot work")
+    job = run_to_end(rig, store_study(rig))
+    assert (job["state"], job["failure"]) == ("FAILED", "this cannot work")
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_localized_is_delivered_as_a_text(rig: Rig, pacs: FakePacs) -> None:
+    rig.grounder.localizes = False
+    job = run_to_end(rig, store_study(rig))
+    assert (job["state"], job["outcome"]) == ("DELIVERED", "NO_FINDING")
+    assert [ds.SOPClassUID for ds in pacs.datasets.values()] == [COMPREHENSIVE_3D_SR]
+
+
+@pytest.mark.parametrize(
+    "results", [{"when_nothing_localized": "none"}, {"sr": False, "gsps": False}], ids=["none", "nothing wanted"]
+)
+def test_nothing_to_deliver_is_said_in_the_timeline(tmp_path: Path, pacs: FakePacs, results: dict[str, Any]) -> None:
+    rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [pacs], results=results)
+    rig.grounder.localizes = False
+    job = run_to_end(rig, store_study(rig))
+    assert job["state"] == "DELIVERED"
+    assert job["timeline"][-1]["detail"] == "nothing to deliver"
+    assert pacs.datasets == {}
+
+
+def test_boxes_below_the_confidence_that_is_asked_for_are_no_result(tmp_path: Path, pacs: FakePacs) -> None:
+    rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [pacs], results={"min_confidence": 0.95})
+    assert run_to_end(rig, store_study(rig))["outcome"] == "NO_FINDING"
+
+
+def test_late_image_gives_a_second_sr_that_names_the_first(rig: Rig, pacs: FakePacs) -> None:
+    first = run_to_end(rig, store_study(rig))
+    second_id = rig.store(make_cxr_dataset(instance=2)).job_id
+    assert second_id is not None
+    second = run_to_end(rig, second_id)
+    assert (second["revision"], second["state"]) == (2, "DELIVERED")
+    by_instance = {int(ds.InstanceNumber): ds for ds in pacs.structured_reports()}
+    (study,) = by_instance[2].PredecessorDocumentsSequence
+    referenced = study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert referenced == by_instance[1].SOPInstanceUID
+    assert first["job_id"] != second["job_id"]
+
+
+def test_revision_that_is_overtaken_is_not_delivered(rig: Rig, pacs: FakePacs) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.run(*rig.rings.pop())
+    rig.run(*rig.rings.pop())
+    rig.store(make_cxr_dataset(instance=2))
+    rig.answer()
+    assert pacs.datasets == {}
+    assert rig.job(job_id)["state"] == "CANCELLED"
+    rig.settle(seconds=QUIET_S)
+    assert len(pacs.structured_reports()) == 1
+
+
+def test_writing_again_after_a_lost_commit_gives_the_same_bytes(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.run(*rig.rings.pop())
+    written = []
+    for _ in range(2):
+        rig.run(WRITE, job_id, clock=lambda: rig.clock())
+        written.append({p.name: p.read_bytes() for p in rig.storage.root.rglob("results-1/*.dcm")})
+        with rig.sessions.begin() as session:
+            queries.cancel_job(session, job_id, rig.clock())
+            session.execute(queries.jobs.update(queries.jobs.JobRow).values(state="GROUNDED"))
+    assert written[0] == written[1] != {}
+
+
+# ---- delivery --------------------------------------------------------------------------------------------------------
+
+
+def test_archive_that_is_away_is_waited_for(rig: Rig, pacs: FakePacs) -> None:
+    pacs.stop()
+    job_id = store_study(rig)
+    job = run_to_end(rig, job_id)
+    assert (job["state"], job["attempts"]) == ("WRITTEN", 1)
+    assert "cannot be reached" in job["failure"]
+    for _ in range(MAX_ATTEMPTS + 2):
+        rig.settle(seconds=1200)
+    assert rig.job(job_id)["state"] == "WRITTEN"
+    pacs.start()
+    rig.settle(seconds=1200)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+    assert set(pacs.stores.values()) == {1}
+
+
+def test_archive_that_stays_away_for_a_week_fails_the_job(rig: Rig, pacs: FakePacs) -> None:
+    pacs.stop()
+    job_id = store_study(rig)
+    rig.settle(seconds=QUIET_S)
+    rig.settle(days=8)
+    job = rig.job(job_id)
+    assert job["state"] == "FAILED"
+    assert "cannot be reached" in job["failure"]
+    assert "jobs retry" in job["failure"]
+
+
+def test_archive_that_does_not_show_it_is_not_delivered_to(rig: Rig, pacs: FakePacs) -> None:
+    pacs.shows = False
+    job_id = store_study(rig)
+    assert run_to_end(rig, job_id)["state"] == "WRITTEN"
+    pacs.shows = True
+    rig.settle(seconds=60)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+    assert len(pacs.structured_reports()) == 1
+
+
+def test_archive_that_refuses_fails_the_job_and_a_retry_delivers(rig: Rig, pacs: FakePacs) -> None:
+    pacs.status = 0xC000
+    job_id = store_study(rig)
+    job = run_to_end(rig, job_id)
+    assert job["state"] == "FAILED"
+    assert "0xC000" in job["failure"]
+    assert {one["state"] for one in job["deliveries"]} == {"FAILED"}
+    pacs.status = 0x0000
+    retry(rig, job_id)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+
+
+def test_no_destination_is_a_failure_that_says_what_to_do(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [])
+    job = run_to_end(rig, store_study(rig))
+    assert job["state"] == "FAILED"
+    assert "destinations" in job["failure"]
+    assert "jobs retry" in job["failure"]
+
+
+def test_each_destination_gets_everything_once_even_if_one_is_away(tmp_path: Path, pacs: FakePacs) -> None:
+    with FakePacs("SECOND", classes=(COMPREHENSIVE_SR, GSPS_STORAGE)) as second:
+        rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [pacs, second])
+        second.stop()
+        job_id = store_study(rig)
+        assert run_to_end(rig, job_id)["state"] == "WRITTEN"
+        second.start()
+        rig.settle(seconds=60)
+        assert rig.job(job_id)["state"] == "DELIVERED"
+    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_3D_SR]
+    assert [ds.SOPClassUID for ds in second.structured_reports()] == [COMPREHENSIVE_SR]
+    assert {*pacs.stores.values(), *second.stores.values()} == {1}
+
+
+# ---- the sweep -------------------------------------------------------------------------------------------------------
+
+
+def test_image_without_a_report_ends_after_the_maximum_age_and_is_taken_up_when_it_comes(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    first = rig.store(image).job_id
+    assert first is not None
+    rig.settle(seconds=QUIET_S)
+    assert rig.job(first)["state"] == "RECEIVING"
+    rig.settle(seconds=rig.settings.assembly.max_age_s)
+    assert rig.job(first)["state"] == "NOT_APPLICABLE"
+    second = rig.store(make_report_dataset(image=image)).job_id
+    assert second is not None
+    assert run_to_end(rig, second)["state"] == "DELIVERED"
+
+
+def test_report_may_come_first(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    rig.store(make_report_dataset(image=image))
+    rig.settle(seconds=QUIET_S + 1)
+    job_id = rig.store(image).job_id
+    assert job_id is not None
+    assert run_to_end(rig, job_id)["state"] == "DELIVERED"
+
+
+def test_two_schedulers_do_no_harm(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.clock.move(seconds=QUIET_S)
+    sweep(rig.resources)
+    sweep(replace(rig.resources, token="another"))
+    assert rig.rings == [(GROUND, job_id)]
+    rig.answer()
+    assert rig.job(job_id)["state"] == "DELIVERED"
