@@ -60,7 +60,7 @@ class Batcher:
             piece = self._copied(text, answer)
             if not piece:
                 continue
-            if not answer.negated:
+            if not answer.negated and answer.boxes is not None:
                 phrases.append((len(ids), len(ids) + len(piece), answer))
             ids += [*piece, self.tokens.neg if answer.negated else self.tokens.box]
         ids.append(self.tokens.eos)
@@ -107,7 +107,7 @@ class Batcher:
         boxes = torch.full((len(answers), self.slots, 4), 0.5)
         valid = torch.zeros(len(answers), self.slots, dtype=torch.bool)
         for row, answer in enumerate(answers):
-            largest = sorted(answer.boxes, key=lambda b: -b[2] * b[3])[: self.slots]
+            largest = sorted(answer.boxes or (), key=lambda b: -b[2] * b[3])[: self.slots]
             for column, box in enumerate(largest):
                 boxes[row, column], valid[row, column] = torch.tensor(box), True
         return boxes, valid

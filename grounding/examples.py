@@ -25,12 +25,15 @@ REAL_MOVES = AffineRange(scale=0.22, shift=0.10, degrees=8)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A phrase in a text: characters [start, end), negated or not, and its boxes cxcywh of the canvas."""
+    """A phrase in a text: characters [start, end), negated or not, and its boxes cxcywh of the canvas.
+
+    `boxes` is empty where the picture does not show it, and None where that is not known: then it is only read.
+    """
 
     start: int
     end: int
     negated: bool
-    boxes: tuple[BoxTuple, ...]
+    boxes: tuple[BoxTuple, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +143,14 @@ def make_example(
     mirrored: bool = False,
 ) -> Example:
     """Move and expose a picture at random; the boxes of the prompts follow."""
-    boxes = [b for p in prompts for a in p.answers for b in a.boxes]
+    boxes = [b for p in prompts for a in p.answers for b in a.boxes or ()]
     move = draw_affine(rng, moves, boxes, mirrored)
     moved = tuple(
-        replace(p, answers=tuple(replace(a, boxes=tuple(map(move.box, a.boxes))) for a in p.answers)) for p in prompts
+        replace(
+            p,
+            answers=tuple(a if a.boxes is None else replace(a, boxes=tuple(map(move.box, a.boxes))) for a in p.answers),
+        )
+        for p in prompts
     )
     strength = 1.0 if moves is REAL_MOVES else 0.6
     picture = stretch_contrast(move.draw(image, size))

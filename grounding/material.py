@@ -30,6 +30,8 @@ from grounding.examples import (
 )
 from grounding.geometry import resize, stretch_contrast
 from grounding.phantom import make_study
+from grounding.reading import ReadingLessons
+from grounding.recipe import RealSettings, Recipe
 from grounding.types import Image
 
 log = logging.getLogger(__name__)
@@ -67,34 +69,39 @@ class Phantoms:
 class Stream(IterableDataset[TrainingBatch]):
     """Endless batches: `phantoms` generated and `real` real pictures in each."""
 
-    def __init__(self, recipe: dict[str, Any], batcher: Batcher, real: list[RealImage], seed: int) -> None:
+    def __init__(self, recipe: Recipe, batcher: Batcher, real: list[RealImage], seed: int) -> None:
         super().__init__()
-        self.canvas = int(recipe["model"]["frame"]["canvas"])
+        self.canvas = recipe.model.frame.canvas
         self.recipe, self.batcher, self.real, self.seed = recipe, batcher, real, seed
         self.absent = AbsentPhrases(batcher.bank)
+        self.lessons = ReadingLessons(batcher.bank)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         rng = np.random.default_rng(self.seed)
         first = FIRST_TRAINING_SEED + (self.seed % 1000) * 1_000_000
-        phantoms = Phantoms(self.recipe["fresh_share"], self.recipe["keep"], first)
+        phantoms = Phantoms(self.recipe.fresh_share, self.recipe.keep, first)
         weights = np.array([1.0 if r.patient.startswith("cohen") else 0.35 for r in self.real])
         while True:
             yield self.batcher.collate(self._examples(rng, phantoms, weights))
 
     def _examples(self, rng: np.random.Generator, phantoms: Phantoms, weights: NDArray[np.float64]) -> list[Example]:
-        sizes = self.recipe["batch"]
+        sizes = self.recipe.batch
         examples = []
-        for _ in range(sizes["phantoms"] + (0 if self.real else sizes["real"])):
+        for _ in range(sizes.phantoms + (0 if self.real else sizes.real)):
             image, prompts = phantoms.draw(rng)
-            picked = pick_prompts(rng, prompts, sizes["prompts"])
+            picked = pick_prompts(rng, prompts, sizes.prompts)
             absent = self.absent.draw(rng, prompts)
-            if absent is not None and rng.random() < self.recipe["absent_share"]:
+            if absent is not None and rng.random() < self.recipe.absent_share:
                 picked[-1:] = [absent]
             examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))
         if self.real:
             share = weights / weights.sum()
-            for index in rng.choice(len(self.real), sizes["real"], p=share):
-                examples.append(real_example(rng, self.real[index], sizes["real_prompts"], self.canvas))
+            for index in rng.choice(len(self.real), sizes.real, p=share):
+                examples.append(real_example(rng, self.real[index], sizes.real_prompts, self.canvas))
+        for _ in range(sizes.lessons):
+            number = int(rng.integers(len(examples)))
+            taught = (*examples[number].prompts, self.lessons.draw(rng))
+            examples[number] = Example(examples[number].image, taught)
         return examples
 
 
@@ -107,11 +114,11 @@ def validation_phantoms(count: int, canvas: int) -> list[Example]:
     return examples
 
 
-def load_real(recipe: dict[str, Any]) -> tuple[list[RealImage], list[RealImage]]:
+def load_real(settings: RealSettings) -> tuple[list[RealImage], list[RealImage]]:
     """Licensed real radiographs for training and validation, parted by patient; empty where the set is absent."""
-    root = Path(recipe["root"])
+    root = settings.root
     rows = [
-        (root / m, json.loads(line)) for m in recipe["manifests"] if (root / m).is_file() for line in _lines(root / m)
+        (root / m, json.loads(line)) for m in settings.manifests if (root / m).is_file() for line in _lines(root / m)
     ]
     if not rows:
         log.warning("no real radiographs under %s: training on generated ones alone", root)
@@ -122,7 +129,7 @@ def load_real(recipe: dict[str, Any]) -> tuple[list[RealImage], list[RealImage]]
         if row["patient"] in allowed:
             grouped[(manifest.parent / row["image"], row["patient"])] += _real_rows(row)
     images = [RealImage(_picture(path), patient, tuple(found)) for (path, patient), found in grouped.items() if found]
-    held = held_out(sorted({image.patient for image in images}), recipe["validation_share"])
+    held = held_out(sorted({image.patient for image in images}), settings.validation_share)
     return [i for i in images if i.patient not in held], [i for i in images if i.patient in held]
 
 

@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from grounding.batch import Batcher, TrainingBatch
 from grounding.boxes import to_xyxy
 from grounding.checkpoint import save_checkpoint
-from grounding.config import KnowMVGConfig
 from grounding.examples import Answer, Example, Prompt, RealImage
 from grounding.geometry import resize, stretch_contrast
 from grounding.knowledge import KnowledgeBank, load_bank
@@ -32,6 +30,7 @@ from grounding.losses import LossWeights, losses
 from grounding.material import FIRST_TRAINING_SEED, Stream, load_real, validation_phantoms
 from grounding.model import KnowMVG
 from grounding.phantom import make_study
+from grounding.recipe import Recipe, read_recipe
 from grounding.tokens import GroundingTokenizer
 
 log = logging.getLogger(__name__)
@@ -54,10 +53,10 @@ class Score:
 
 def train(config_path: Path) -> None:
     """Train by the recipe at `config_path`; the best weights end in `run_dir`/best."""
-    recipe = yaml.safe_load(config_path.read_text(encoding="utf-8"))
-    run = Path(recipe["run_dir"])
+    recipe = read_recipe(config_path)
+    run = recipe.run_dir
     run.mkdir(parents=True, exist_ok=True)
-    processes = recipe["processes"]
+    processes = recipe.processes
     if processes == 1:
         train_process(0, recipe, run)
         return
@@ -79,43 +78,43 @@ def keep_freed_memory() -> None:
         mallopt(-2, 1 << 28)  # M_TOP_PAD
 
 
-def train_process(rank: int, recipe: dict[str, Any], run: Path) -> None:
+def train_process(rank: int, recipe: Recipe, run: Path) -> None:
     """One of the equal processes of a run; each has its own material, gradients are averaged."""
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(asctime)s %(message)s")
-    torch.set_num_threads(recipe["threads"])
-    torch.manual_seed(recipe["seed"])
-    if recipe["processes"] > 1:
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(recipe.seed)
+    if recipe.processes > 1:
         distributed.init_process_group(
-            "gloo", init_method=(run / "meeting").absolute().as_uri(), rank=rank, world_size=recipe["processes"]
+            "gloo", init_method=(run / "meeting").absolute().as_uri(), rank=rank, world_size=recipe.processes
         )
     _Training(recipe, run, rank).run_to_end()
 
 
-def learn_tokens(vocabulary: int, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
+def learn_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
     """A tokenizer of generated reports, the bank's words and the phrases of the real rows."""
-    texts = [make_study(FIRST_TRAINING_SEED + seed, 64).report.text for seed in range(1500)]
+    texts = [make_study(FIRST_TRAINING_SEED + seed, 64).report.text for seed in range(recipe.tokenizer_reports)]
     texts += [row.text for row in bank.rows] + [s for e in bank.entities for s in e.synonyms]
     texts += [row.phrase for image in real for row in image.rows]
-    return GroundingTokenizer.train(texts, vocabulary)
+    return GroundingTokenizer.train(texts, recipe.vocabulary)
 
 
 class _Training:
     """State of a run: network, its running average, optimiser, clock and best score."""
 
-    def __init__(self, recipe: dict[str, Any], run: Path, rank: int) -> None:
+    def __init__(self, recipe: Recipe, run: Path, rank: int) -> None:
         self.recipe, self.run, self.rank = recipe, run, rank
         self.bank = load_bank()
-        self.real, self.real_validation = load_real(recipe["real"])
+        self.real, self.real_validation = load_real(recipe.real)
         tokens_at = run / "tokenizer"
         if not tokens_at.exists():
-            learn_tokens(recipe["vocabulary"], self.bank, self.real).save(tokens_at)
+            learn_tokens(recipe, self.bank, self.real).save(tokens_at)
         self.tokens = GroundingTokenizer.load(tokens_at)
         language = {
-            **recipe["model"]["language_model"], "vocab_size": len(self.tokens), "pad_token_id": self.tokens.pad,
+            **recipe.model.language_model, "vocab_size": len(self.tokens), "pad_token_id": self.tokens.pad,
             "bos_token_id": self.tokens.bos, "eos_token_id": self.tokens.eos,
         }  # fmt: skip
-        self.config = KnowMVGConfig.model_validate({**recipe["model"], "language_model": language})
+        self.config = recipe.model.model_copy(update={"language_model": language})
         self.network = KnowMVG(self.config, self.bank, self.tokens)
         self.batcher = Batcher(
             self.tokens, self.bank, self.config.decoder.slots, self.config.language.max_prompt_tokens
@@ -128,11 +127,11 @@ class _Training:
         log.info("%d parameters, %d real images, %d held out", parameters, len(self.real), len(self.real_validation))
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.recipe["optimizer"]
+        settings = self.recipe.optimizer
         language = [p for n, p in self.network.named_parameters() if n.startswith("language.")]
         rest = [p for n, p in self.network.named_parameters() if not n.startswith("language.")]
-        groups = [{"params": rest, "peak": settings["rate"]}, {"params": language, "peak": settings["language_rate"]}]
-        return torch.optim.AdamW(groups, lr=settings["rate"], betas=(0.9, 0.98), weight_decay=settings["decay"])
+        groups = [{"params": rest, "peak": settings.rate}, {"params": language, "peak": settings.language_rate}]
+        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.decay)
 
     def _resume(self) -> None:
         state = self.run / "state.pt"
@@ -156,9 +155,9 @@ class _Training:
 
     def run_to_end(self) -> None:
         """Steps until the clock of the recipe has run out; saves and scores every few minutes."""
-        stream = Stream(self.recipe, self.batcher, self.real, self.recipe["seed"] + self.step + 500 * self.rank)
+        stream = Stream(self.recipe, self.batcher, self.real, self.recipe.seed + self.step + 500 * self.rank)
         loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=6)
-        total_s, every_s = self.recipe["minutes"] * 60, self.recipe["checkpoint_minutes"] * 60
+        total_s, every_s = self.recipe.minutes * 60, self.recipe.checkpoint_minutes * 60
         next_save = self.elapsed_s + every_s
         sums: dict[str, float] = {}
         for batch in loader:
@@ -189,8 +188,8 @@ class _Training:
         return self._recent
 
     def _one_step(self, batch: TrainingBatch, share: float) -> dict[str, float]:
-        settings = self.recipe["optimizer"]
-        factor = min(1.0, (self.step + 1) / settings["warmup_steps"]) * (
+        settings = self.recipe.optimizer
+        factor = min(1.0, (self.step + 1) / settings.warmup_steps) * (
             0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
         )
         for group in self.optimizer.param_groups:
@@ -202,22 +201,22 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
         self._share_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings["clip"])
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
-            self._update_average(settings["ema"])
+            self._update_average(settings.ema)
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _share_gradients(self) -> None:
         """Mean of all processes' gradients, and the first one's clock, so that they end together."""
-        if self.recipe["processes"] == 1:
+        if self.recipe.processes == 1:
             return
         held = list(self.network.parameters())
         parts = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in held]
         flat = torch.cat([*parts, torch.tensor([self.elapsed_s if self.rank == 0 else 0.0])])
         distributed.all_reduce(flat)
         self.elapsed_s = float(flat[-1])
-        flat /= self.recipe["processes"]
+        flat /= self.recipe.processes
         for parameter, mean in zip(held, torch.split(flat[:-1], [p.numel() for p in held]), strict=True):
             parameter.grad = mean.view_as(parameter)
 
@@ -234,7 +233,7 @@ class _Training:
         current = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.network.load_state_dict(self.average)
         canvas = self.config.frame.canvas
-        phantom = self._score(validation_phantoms(60, canvas))
+        phantom = self._score(validation_phantoms(self.recipe.validation, canvas))
         real = self._score([real_validation_example(image, canvas) for image in self.real_validation])
         log.info("validation step %d phantoms [%s] real [%s]", self.step, phantom, real)
         value = phantom.miou + 0.5 * phantom.ap50 + real.miou - 0.2 * (phantom.false_share + real.false_share)

@@ -1,0 +1,79 @@
+"""A training recipe: one validated YAML file says what is trained, on what, for how long, and where it is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from grounding.config import KnowMVGConfig, Section
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be used; the text names the file, the keys and what is wrong with them."""
+
+
+class BatchSizes(Section):
+    """Examples of one process in one step: pictures of both kinds, prompts on each, and reading lessons."""
+
+    phantoms: int = Field(ge=1)
+    real: int = Field(ge=0)
+    prompts: int = Field(default=3, ge=1)
+    real_prompts: int = Field(default=3, ge=1)
+    lessons: int = Field(default=8, ge=0)
+
+
+class OptimizerSettings(Section):
+    """AdamW with warm-up, then a cosine to almost nothing; `ema` is the running average that is kept."""
+
+    rate: float = Field(gt=0)
+    language_rate: float = Field(gt=0)
+    decay: float = Field(default=0.02, ge=0)
+    warmup_steps: int = Field(default=150, ge=1)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.999, ge=0, lt=1)
+
+
+class RealSettings(Section):
+    """Manifests of real radiographs, relative to `root`; patients of `validation_share` are held out."""
+
+    root: Path
+    manifests: list[str]
+    validation_share: float = Field(default=0.15, gt=0, lt=0.5)
+
+
+class Recipe(Section):
+    """Everything a run needs. `minutes` are of processor time of each process, which the schedule follows."""
+
+    model: KnowMVGConfig
+    vocabulary: int = Field(default=1600, ge=300)
+    tokenizer_reports: int = Field(default=1500, ge=1)
+    run_dir: Path
+    seed: int = 7
+    minutes: float = Field(gt=0)
+    batch: BatchSizes
+    fresh_share: float = Field(default=0.4, gt=0, le=1)
+    absent_share: float = Field(default=0.3, ge=0, le=1)
+    keep: int = Field(default=20_000, ge=1)
+    processes: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    optimizer: OptimizerSettings
+    checkpoint_minutes: float = Field(default=5, gt=0)
+    validation: int = Field(default=60, ge=1)
+    real: RealSettings
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: the file is not YAML, or its keys or values are not allowed.
+    """
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"the recipe {path} cannot be used: {wrong}") from error

@@ -1,0 +1,58 @@
+"""The model that ships: it loads, is small, knows its parts, and sees what is in generated radiographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from grounding.checkpoint import default_checkpoint, load_predictor
+from grounding.evaluate import evaluate_phantoms
+from grounding.phantom import make_study
+from grounding.predictor import Predictor
+from grounding.text import read_plain_report
+
+MOST_BYTES = 40 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return load_predictor("default")
+
+
+def test_it_is_small_and_has_a_card() -> None:
+    folder = default_checkpoint()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "not for diagnosis" in card
+    assert not list(Path(folder).glob("*.pt")) and not list(Path(folder).glob("*.bin"))
+
+
+def test_every_component_of_the_paper_is_on(predictor: Predictor) -> None:
+    config = predictor._network.config
+    assert config.knowledge.prompts and config.knowledge.prior_map
+    assert config.attention.use_global and config.attention.use_local and config.attention.two_pass
+    assert config.decoder.mask_head
+
+
+def test_it_grounds_generated_studies_and_needs_their_pixels(predictor: Predictor) -> None:
+    figures = evaluate_phantoms(predictor, range(600, 625))
+    blind = figures["blind"]
+    assert isinstance(blind, dict)
+    assert figures["ap50"] > 0.55
+    assert figures["miou"] > 0.45
+    assert blind["ap50"] < figures["ap50"] - 0.3
+    assert figures["phrase_recall"] > 0.8
+    assert figures["negated_grounded"] == 0
+
+
+def test_it_reads_a_plain_report(predictor: Predictor) -> None:
+    report = read_plain_report(
+        "INDICATION: rule out pneumothorax. FINDINGS: There is a small left pleural effusion. No pneumothorax. "
+        "The heart size is normal. IMPRESSION: Small left pleural effusion."
+    )
+    findings = predictor.ground([make_study(601).image], report).findings
+    asserted = {f.phrase.lower() for f in findings if not f.negated}
+    assert asserted == {"small left pleural effusion"}
+    assert any("pneumothorax" in f.phrase for f in findings if f.negated)
+    assert all(f.source is not None and f.source.start > 40 for f in findings)

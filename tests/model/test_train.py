@@ -1,0 +1,105 @@
+"""Training: a tiny network learns squares by heart, and a run can be stopped and taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import grounding
+from grounding.boxes import paired_iou
+from grounding.checkpoint import load_predictor
+from grounding.examples import Example
+from grounding.losses import LossWeights, losses
+from grounding.recipe import RecipeError, read_recipe
+from grounding.train import raster, region_iou, train
+from tests.model.networks import make_batch, make_network, prompt, square_box, tiny_image
+
+SQUARES = [(6, 8, 30, 30), (34, 10, 60, 40), (8, 36, 26, 58)]
+
+
+def test_a_tiny_network_learns_three_squares_by_heart() -> None:
+    torch.manual_seed(0)
+    network = make_network(decoder={"slots": 2}).train()
+    examples = [
+        Example(tiny_image(square, seed), (prompt("There is a nodule.", "nodule", square_box(square)),))
+        for seed, square in enumerate(SQUARES)
+    ]
+    batch = make_batch(examples)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
+    for _ in range(110):
+        terms = losses(network(batch.pixels, batch.text), batch.text.labels, batch.targets, LossWeights())
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    boxes = network(batch.pixels, batch.text).boxes
+    assert boxes is not None
+    best = boxes.presence_logits.argmax(1)
+    found = boxes.refined[torch.arange(3), best]
+    assert paired_iou(found, batch.targets.boxes[:, 0])[0].min() > 0.7
+    assert float(terms["language"].detach()) < 0.1
+
+
+def recipe_at(folder: Path, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "model": {
+            "frame": {"canvas": 64},
+            "vision": {
+                "model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16, 16, 16],
+                "depths": [1, 1, 1, 1], "layer_type": "basic", "out_features": ["stage2", "stage3", "stage4"],
+            },
+            "language_model": {
+                "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True,
+            },
+            "decoder": {"width": 32, "heads": 2, "depth": 1, "mlp_width": 32},
+        },
+        "vocabulary": 600, "tokenizer_reports": 20, "run_dir": str(folder / "run"), "seed": 3, "minutes": 0.005,
+        "batch": {"phantoms": 2, "real": 1, "prompts": 2, "real_prompts": 1, "lessons": 1}, "fresh_share": 1.0,
+        "absent_share": 0.5, "keep": 10, "processes": 1, "threads": 1, "checkpoint_minutes": 10, "validation": 2,
+        "optimizer": {
+            "rate": 1e-3, "language_rate": 1e-3, "decay": 0.0, "warmup_steps": 2, "clip": 1.0, "ema": 0.9,
+        },
+        "real": {"root": str(folder / "absent"), "manifests": ["a.jsonl"], "validation_share": 0.2},
+    }  # fmt: skip
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_ends_with_a_model_and_can_be_taken_up_again(tmp_path: Path) -> None:
+    train(recipe_at(tmp_path))
+    best = tmp_path / "run" / "best"
+    first = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert first["step"] >= 1
+    assert load_predictor(best).ground_phrases(np.zeros((30, 30), np.float32), ["nodule"])
+    train(recipe_at(tmp_path, minutes=0.01))
+    second = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert second["step"] > first["step"] and second["elapsed_s"] > first["elapsed_s"]
+
+
+def test_a_recipe_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"recipe\.yaml.*processes.*colour"):
+        train(recipe_at(tmp_path, processes=0, colour="blue"))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        train(tmp_path / "nowhere.yaml")
+
+
+def test_the_shipped_recipe_can_be_read() -> None:
+    recipe = read_recipe(Path(grounding.__file__).parent / "configs" / "small.yaml")
+    assert recipe.model.knowledge.prompts and recipe.processes >= 1
+
+
+def test_region_iou_is_of_unions() -> None:
+    batch = make_batch([Example(tiny_image(), (prompt("A nodule.", "nodule", (0.25, 0.5, 0.5, 1.0)),))])
+    halves = torch.tensor([[[0.125, 0.5, 0.25, 1.0], [0.375, 0.5, 0.25, 1.0], [0.9, 0.9, 0.1, 0.1]]])
+    assert region_iou(halves, torch.tensor([[True, True, False]]), batch).item() == pytest.approx(1)
+    assert region_iou(halves, torch.tensor([[True, False, False]]), batch).item() == pytest.approx(0.5)
+    assert region_iou(halves, torch.tensor([[False, False, False]]), batch).item() == 0
+    assert raster(halves, torch.tensor([[True, True, True]])).shape == (1, 128, 128)
