@@ -96,6 +96,9 @@ def train(
     """
     import logging
 
+    from dicom_node.cli.recipe import check_recipe
+
+    check_recipe(recipe)
     from grounding.train import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

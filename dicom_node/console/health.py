@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -49,7 +48,9 @@ def check_database(settings: Settings, engine: Engine) -> Check:
 def check_storage(settings: Settings) -> Check:
     """Tell whether the storage folder can be written and has the free space that the receiver asks for."""
     root = settings.storage.root
-    folder = nearest_folder(root)
+    folder = next(path for path in (root, *root.parents) if path.exists())  # the node makes the rest itself
+    if not folder.is_dir():
+        return Check("storage", False, f"{root}: {folder} is no folder; see storage.url")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Check("storage", False, f"{root}: this user may not write there; see storage.url")
     free, needed = shutil.disk_usage(folder).free, settings.receiver.min_free_bytes
@@ -60,8 +61,3 @@ def check_storage(settings: Settings) -> Check:
             f"{root}: {free / 2**30:.1f} GiB free, receiver.min_free_bytes is {needed / 2**30:.1f} GiB",
         )
     return Check("storage", True, f"{root}, {free / 2**30:.1f} GiB free")
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return `path`, or the nearest folder above it that exists: the node makes the rest itself."""
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
