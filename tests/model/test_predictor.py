@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from grounding.copying import Emission
 from grounding.knowledge import load_bank
+from grounding.language import PhraseStates
 from grounding.predictor import Predictor, ReadPhrase, first_of_each
 from grounding.text import read_plain_report
+from grounding.tokens import TextTokens
 from grounding.types import Grounder, ModelIdentity, ReportText
 from tests.model.networks import TEXTS, make_network, stir, tiny_image, tiny_tokens
 
@@ -112,3 +115,20 @@ def test_the_same_words_are_reported_once() -> None:
 
 def test_the_same_input_gives_the_same_answer() -> None:
     assert PREDICTOR.ground([tiny_image()], REPORT) == PREDICTOR.ground([tiny_image()], REPORT)
+
+
+def test_the_rules_overrule_a_model_that_asserts_what_the_report_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asserts_everything(image_tokens: object, prompts: list[TextTokens], tokens: object) -> object:
+        emissions = [[Emission(0, prompt.offsets[-1][1], False)] for prompt in prompts]
+        states = torch.zeros(len(prompts), 32)
+        return emissions, PhraseStates(states, states)
+
+    monkeypatch.setattr(PREDICTOR._network.language, "generate", asserts_everything)
+    report = read_plain_report("No pneumothorax. Left effusion. Mass has resolved.")
+    findings = PREDICTOR.ground([tiny_image()], report).findings
+    assert [(f.phrase, f.negated) for f in findings] == [
+        ("No pneumothorax.", True),
+        ("Left effusion.", False),
+        ("Mass has resolved.", True),
+    ]
+    assert all(not f.boxes for f in findings if f.negated)
