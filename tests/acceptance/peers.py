@@ -79,6 +79,12 @@ def peer_environment() -> dict[str, str]:
     return {**os.environ, "TCP_NODELAY": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
+def fetch(url: str, enter: Sequence[str] = ()) -> bytes:
+    """Return what `url` answers, asked from within another network if need be."""
+    command = [*enter, sys.executable, "-I", "-c", FETCH, url]
+    return subprocess.run(command, check=True, capture_output=True, timeout=60).stdout
+
+
 class Process:
     """A child process in a group of its own, its output in a file; killed with everything it started."""
 
@@ -174,10 +180,7 @@ class Orthanc:
 
     def get(self, path: str) -> bytes:
         """Return the body that its REST interface answers."""
-        url = f"http://127.0.0.1:{self.http_port}{path}"
-        return subprocess.run(
-            [*self._enter, sys.executable, "-c", FETCH, url], check=True, capture_output=True, timeout=60
-        ).stdout
+        return fetch(f"http://127.0.0.1:{self.http_port}{path}", self._enter)
 
     def count(self) -> int:
         """Return how many instances it holds."""
@@ -205,6 +208,7 @@ class Node:
         folder.mkdir(parents=True, exist_ok=True)
         private = bool(enter)
         self.port, console = (11112, 8042) if private else (free_port(), free_port())
+        self.console = f"http://127.0.0.1:{console}"
         settings: dict[str, Any] = {
             "node": {"data_dir": str(folder / "var")},
             "receiver": {
@@ -240,12 +244,12 @@ class Node:
         )
 
     def jobs(self, study_instance_uid: str) -> list[dict[str, Any]]:
-        """Return the jobs of a study, the first revision first."""
-        jobs = json.loads(self.run("jobs", "list", "--study", study_instance_uid, "--json").stdout)
+        """Return the jobs of a study, the first revision first, as the console tells them."""
+        jobs = json.loads(fetch(f"{self.console}/api/v1/jobs?study={study_instance_uid}", self.enter))
         return sorted(jobs, key=lambda job: job["revision"])
 
     def job(self, job_id: int) -> dict[str, Any]:
-        """Return what `jobs show` says."""
+        """Return what `knowmvg jobs show` prints."""
         return dict(json.loads(self.run("jobs", "show", str(job_id), "--json").stdout))
 
     def wait_for(self, study_instance_uid: str, state: str, revision: int = 1, seconds: float = 90) -> dict[str, Any]:
