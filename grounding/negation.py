@@ -54,6 +54,6 @@ def negated_scopes(sentence: str) -> list[Scope]:
 
 
 def is_negated(sentence: str, start: int, end: int) -> bool:
-    """Whether characters [start, end) lie in a negated scope of `sentence` or open with a negation of their own."""
+    """Whether the phrase at characters [start, end) begins in a negated scope of `sentence`, or is half in one."""
     middle = (start + end) // 2
-    return any((a <= start and end <= b) or a <= middle < b for a, b in negated_scopes(sentence))
+    return any(a <= start < b or a <= middle < b for a, b in negated_scopes(sentence))
