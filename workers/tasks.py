@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import functools
 import logging
+from collections.abc import Callable
 
 from celery import Celery
 from celery.signals import setup_logging, worker_ready
@@ -21,7 +22,16 @@ logger = logging.getLogger(__name__)
 def add_tasks(app: Celery, resources: Resources) -> None:
     """Register the steps as tasks of `app`."""
     for step in STEPS:
-        app.task(functools.partial(run_task, step, resources), name=step.name, ignore_result=True)
+        app.task(_bind(step, resources), name=step.name, ignore_result=True)
+
+
+def _bind(step: Step, resources: Resources) -> Callable[[int], None]:
+    """Return a function of the job's number alone; Celery wants one that has a name and a signature."""
+
+    def run(job_id: int) -> None:
+        run_task(step, resources, job_id)
+
+    return run
 
 
 def run_task(step: Step, resources: Resources, job_id: int) -> None:
