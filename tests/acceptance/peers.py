@@ -29,6 +29,7 @@ from tests.builders import write
 READY_S, STOP_S = 90, 20
 ROOT = Path(__file__).parents[2]
 
+DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 FETCH = "import sys, urllib.request; sys.stdout.buffer.write(urllib.request.urlopen(sys.argv[1], timeout=20).read())"
 PROPOSE = {
     "1.2.840.10008.1.2": "-xi",
@@ -86,13 +87,21 @@ def fetch(url: str, enter: Sequence[str] = ()) -> bytes:
 
 
 class Process:
-    """A child process in a group of its own, its output in a file; killed with everything it started."""
+    """A child process in a group of its own, its output in a file; killed with everything it started.
+
+    The kernel kills it when this process dies, however that comes about.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, folder: Path) -> None:
         self.log = log
         with log.open("ab") as out:
             self.child = subprocess.Popen(
-                command, stdout=out, stderr=out, cwd=folder, env=peer_environment(), start_new_session=True
+                [*DIE_WITH_PARENT, *command],
+                stdout=out,
+                stderr=out,
+                cwd=folder,
+                env=peer_environment(),
+                start_new_session=True,
             )
 
     @property
@@ -129,7 +138,7 @@ class Network:
         require("unshare", "nsenter", "ip", "setpriv")
         user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
         script = "ip link set lo up && echo up && exec sleep infinity"
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", *user, "--net", "sh", "-c", script]
+        command = [*DIE_WITH_PARENT, "unshare", *user, "--net", "sh", "-c", script]
         self._holder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self._holder.stdout and self._holder.stderr
         if self._holder.stdout.readline() != "up\n":

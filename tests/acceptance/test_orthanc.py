@@ -104,7 +104,7 @@ def make_report(film: Path, report: str, **changes: Any) -> Dataset:
     texts = find_report(report)
     sections = [make_section(FINDINGS, [texts["findings"]]), make_section(IMPRESSION, [texts["impression"]])]
     image = pydicom.dcmread(film, stop_before_pixels=True)
-    return make_report_dataset(sections, study=report, image=image, **changes)
+    return make_report_dataset(sections, study=f"{report} of {image.StudyInstanceUID}", image=image, **changes)
 
 
 def find_report(report: str) -> dict[str, str]:
