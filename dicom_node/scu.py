@@ -6,11 +6,12 @@ Nothing is decided here about when to try again; a failure is raised or returned
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -18,6 +19,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
+from pynetdicom.transport import AssociationSocket
 
 from dicom_node.config import DestinationSettings
 from dicom_node.errors import NodeError, PermanentError, TransientError
@@ -127,12 +129,28 @@ def echo(destination: DestinationSettings, calling_ae_title: str) -> None:
         raise TransientError(f"{_describe(destination)} answered C-ECHO with {_spell(status)}")
 
 
+class _Requestor(ApplicationEntity):
+    """An application entity that closes its socket also where nobody answers; pynetdicom 3.0 leaves it open then."""
+
+    _socket: socket.socket | None = None
+
+    def _create_socket(self, *arguments: Any) -> AssociationSocket:
+        transport = super()._create_socket(*arguments)
+        self._socket = transport.socket
+        return transport
+
+    def close_socket(self) -> None:
+        """Close the socket of an association that did not come about."""
+        if self._socket is not None:
+            self._socket.close()
+
+
 @contextmanager
 def open_association(
     destination: DestinationSettings, abstract_syntaxes: Sequence[str], calling_ae_title: str
 ) -> Iterator[Association]:
     """Give an established association, released at the end. Raises TransientError if there is none to be had."""
-    ae = ApplicationEntity(ae_title=calling_ae_title)
+    ae = _Requestor(ae_title=calling_ae_title)
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ANSWER_TIMEOUT_S
     contexts = [build_context(syntax, TRANSFER_SYNTAXES) for syntax in abstract_syntaxes]
@@ -141,6 +159,7 @@ def open_association(
     except OSError as error:  # a host name that does not resolve
         raise TransientError(f"{_describe(destination)} cannot be reached: {error}") from error
     if not association.is_established:
+        ae.close_socket()
         raise TransientError(_explain_no_association(destination, association))
     try:
         yield association

@@ -1,4 +1,4 @@
-"""The node without its processes: real rows, files, steps and sweep; a fake grounder, a fake PACS, a clock that is moved.
+"""The node without its processes: real rows, files, steps and sweep; a fake grounder, PACS, and clock that is moved.
 
 Rings are kept in a list, so that a test may answer them, answer them twice, or lose them.
 """

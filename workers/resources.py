@@ -66,13 +66,18 @@ class LazyGrounder:
     def __call__(self) -> Grounder:
         """Return the model. Raises PermanentError that names the model folder and what to do."""
         if self._grounder is None:
-            from grounding.checkpoint import load_predictor  # seconds and hundreds of MB, in this process only
-
             try:
-                self._grounder = load_predictor(self.path, self.device)
+                self._grounder = self._load()
             except ModelError as error:
                 raise PermanentError(
                     f"the model {self.path!r} cannot be loaded: {error}. Correct model.path, see `knowmvg check`, and "
                     "then run `knowmvg jobs retry`"
                 ) from error
         return self._grounder
+
+    def _load(self) -> Grounder:
+        if self.path != "default" and not Path(self.path).is_dir():
+            raise ModelError("there is no such folder")
+        from grounding.checkpoint import load_predictor  # seconds and hundreds of MB, in this process only
+
+        return load_predictor(self.path, self.device)
