@@ -6,33 +6,41 @@ What becomes of a study is decided elsewhere, from the rows: nothing here waits 
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import socket
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
+import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.events import Event
-from pynetdicom.transport import ThreadedAssociationServer
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
 from dicom_node.config import PeerSettings, Settings
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.instance import Instance, is_valid_uid, read_instance
+from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
 from dicom_node.queries import Recorded, record_instance
-from dicom_node.storage import FileStorage, StoredFile, instance_key, sync_and_digest
-from dicom_node.transport import CappedHandler
+from dicom_node.storage import FileStorage, StoredFile, instance_key, sync
+from dicom_node.transport import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    Intake,
+    ReceivingHandler,
+    ReceivingServer,
+    SharedPortServer,
+    Spool,
+    SpoolingProvider,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +81,14 @@ class OutOfResourcesError(OSError):
     """The storage has less free space than the configuration asks for."""
 
 
+UNAVAILABLE = (OSError, OperationalError, InterfaceError, PoolTimeoutError)
+"""What a disk or a database that is full, locked or away raises."""
+
 SUCCESS = 0x0000
 STORE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((MismatchError,), 0xA900),  # Error: Data Set does not match SOP Class (PS3.4 B.2.3)
     ((InvalidInstanceError,), 0xC000),  # Error: Cannot understand (PS3.4 B.2.3)
-    ((OSError, DBAPIError, PoolTimeoutError), 0xA700),  # Refused: Out of Resources; the sender keeps it (PS3.4 B.2.3)
+    (UNAVAILABLE, 0xA700),  # Refused: Out of Resources; the sender keeps it and tries again (PS3.4 B.2.3)
 )
 """What is answered for each failure; the first row that fits counts. Anything else is a bug, and pynetdicom answers
 0xC211."""
@@ -99,7 +110,7 @@ class Door:
 class Receiver:
     """A listening SCP."""
 
-    def __init__(self, server: ThreadedAssociationServer) -> None:
+    def __init__(self, server: ReceivingServer) -> None:
         """`server` is bound already; its thread starts here."""
         self._server = server
         self.port: int = server.server_address[1]
@@ -108,30 +119,32 @@ class Receiver:
 
     def stop(self) -> None:
         """Listen no more and abort what is open; what was acknowledged stays."""
+        open_associations = self._server.active_associations
         self._server.shutdown()
         self._thread.join()
-
-
-class _SharedPortServer(ThreadedAssociationServer):
-    """Lets several receiver processes listen on one port; the kernel spreads the associations."""
-
-    def server_bind(self) -> None:
-        if self.socket is not None:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        super().server_bind()
+        for association in open_associations:
+            association.abort(block=False)
 
 
 def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage: FileStorage, clock: Clock) -> Receiver:
     """Listen as `settings.receiver` says. Raises OSError if the address cannot be bound."""
+    # a value that is not as PS3.5 wants it is no reason to print it: it may be a patient's
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     door = Door(settings, sessions, storage, clock)
     receiver = settings.receiver
     shared = receiver.processes > 1
-    server = _make_ae(settings).make_server(
+    server_class = SharedPortServer if shared else ReceivingServer
+    server = server_class(
+        ae := _make_ae(settings),
         (receiver.host, receiver.port),
+        receiver.ae_title,
+        ae.supported_contexts,
         evt_handlers=_make_handlers(door),
-        server_class=_SharedPortServer if shared else ThreadedAssociationServer,
-        request_handler=CappedHandler,
+        request_handler=ReceivingHandler,
     )
+    ae._servers.append(server)
+    server.intake = Intake(storage.receive, functools.partial(_check_free_space, door))
+    server.quieten()
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp() if shared else None)
     log_event(
         logger, "receiver listening", ae_title=receiver.ae_title, host=receiver.host, port=server.server_address[1]
@@ -147,6 +160,8 @@ def _make_ae(settings: Settings) -> AE:
     ae.require_called_aet = True
     ae.maximum_associations = receiver.max_associations
     ae.maximum_pdu_size = receiver.max_pdu
+    ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.add_supported_context(VERIFICATION)
     for uid in STORAGE_CLASSES:
         ae.add_supported_context(uid, ALL_TRANSFER_SYNTAXES)
@@ -158,6 +173,8 @@ def _make_handlers(door: Door) -> list[Any]:
         (evt.EVT_REQUESTED, handle_requested, [door]),
         (evt.EVT_REJECTED, handle_rejected),
         (evt.EVT_C_STORE, handle_store, [door]),
+        (evt.EVT_ABORTED, handle_closed),
+        (evt.EVT_CONN_CLOSE, handle_closed),
     ]
 
 
@@ -181,6 +198,12 @@ def handle_rejected(event: Event) -> None:
         called_ae_title=str(requestor.primitive.called_ae_title).strip(), address=requestor.address,
         advice="receiver.peers and receiver.ae_title say who may call what; receiver.max_associations how many at once",
     )  # fmt: skip
+
+
+def handle_closed(event: Event) -> None:
+    """Remove what came of an instance whose sender hung up in the middle of it."""
+    if isinstance(event.assoc.dimse, SpoolingProvider):
+        event.assoc.dimse.discard()
 
 
 def is_peer(settings: Settings, calling_ae_title: str, address: str) -> bool:
@@ -247,19 +270,30 @@ def _refuse(event: Event, error: Exception) -> Dataset:
 
 def _file(event: Event, door: Door) -> Recorded:
     """Keep the instance's bytes, then its row; raises what `STORE_STATUS` lists."""
-    _check_free_space(door)
-    path, offset = _write_incoming(event, door.storage)
+    spool: Any = event.request.DataSet  # type: ignore[union-attr]  # a C-STORE
     try:
+        path = spool.finish()
+        if path is None:
+            raise InvalidInstanceError("the request has no dataset")
         instance = read_instance(path)
         _check_request(event, instance)
         if instance.is_own_result:
             return Recorded("own")
-        stored = _keep(door.storage, instance, path, offset)
+        stored = StoredFile(_key(instance, spool), spool.sha256, spool.size)
+        sync(path)
+        door.storage.file(stored.key, path)
     finally:
-        path.unlink(missing_ok=True)
+        spool.discard()
     quiet_period = timedelta(seconds=door.settings.assembly.quiet_period_s)
     with door.sessions.begin() as session:
-        return record_instance(session, instance, stored, _calling_ae_title(event), door.clock(), quiet_period)
+        recorded = record_instance(session, instance, stored, _calling_ae_title(event), door.clock(), quiet_period)
+    if recorded.kind == "own":
+        door.storage.remove(stored.key)
+    return recorded
+
+
+def _key(instance: Instance, spool: Spool) -> str:
+    return instance_key(instance.study_instance_uid, instance.sop_instance_uid, spool.sha256)
 
 
 def _check_free_space(door: Door) -> None:
@@ -274,30 +308,3 @@ def _check_request(event: Event, instance: Instance) -> None:
         raise MismatchError("its SOP Class UID is not that of the request")
     if request.AffectedSOPInstanceUID != instance.sop_instance_uid:
         raise MismatchError("its SOP Instance UID is not that of the request")
-
-
-def _write_incoming(event: Event, storage: FileStorage) -> tuple[Path, int]:
-    """Write the dataset behind our own File Meta Information (PS3.10 7.1); return the file and the dataset's offset."""
-    request: Any = event.request
-    if not is_valid_uid(str(request.AffectedSOPInstanceUID)):
-        raise InvalidInstanceError("the request's SOP Instance UID is not a UID")
-    head = DicomBytesIO()
-    head.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(head, event.file_meta)
-    with storage.receive() as file:
-        path = Path(file.name)
-        try:
-            file.write(head.getvalue())
-            file.write(request.DataSet.getbuffer() if request.DataSet else b"")
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-    return path, len(head.getvalue())
-
-
-def _keep(storage: FileStorage, instance: Instance, path: Path, offset: int) -> StoredFile:
-    """Move the synced file to its final name; its digest is the dataset's, so that a repeat is known as one."""
-    sha256, size = sync_and_digest(path, offset)
-    key = instance_key(instance.study_instance_uid, instance.sop_instance_uid, sha256)
-    storage.file(key, path)
-    return StoredFile(key, sha256, size)

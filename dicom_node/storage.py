@@ -137,15 +137,23 @@ class FileStorage:
             self._folders.add(folder)
 
 
-def sync_and_digest(path: Path, offset: int = 0) -> tuple[str, int]:
-    """Sync the content of `path` to disk; return the SHA-256 of what follows `offset`, and the whole size in bytes."""
+def sync_and_digest(path: Path) -> tuple[str, int]:
+    """Sync the content of `path` to disk; return its SHA-256 and its size in bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        file.seek(offset)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
         return digest.hexdigest(), file.tell()
+
+
+def sync(path: Path) -> None:
+    """Sync the content of `path` to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
