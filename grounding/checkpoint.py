@@ -7,6 +7,7 @@ and says what to do.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from grounding.types import ModelError, ModelIdentity
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 FILES = (CONFIG, WEIGHTS, *TOKENIZER)
+PATIENTS = "training_patients.txt"
+"""Beside the model, no part of it: the patients of its training and validation, one per line, as the sets name them."""
 REMEDY = "restore the folder, train a model with `knowmvg train`, or set model.path to `default`"
 
 
@@ -49,13 +52,29 @@ def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, 
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
+def save_training_patients(folder: Path, patients: Iterable[str]) -> None:
+    """Write down whom the model has seen, so that an evaluation can leave them out."""
+    (folder / PATIENTS).write_text("".join(f"{patient}\n" for patient in sorted(set(patients))), encoding="utf-8")
+
+
+def read_training_patients(path: Path | str) -> frozenset[str]:
+    """Return the patients of a model's training and validation; empty where its folder does not name them."""
+    file = find_folder(path) / PATIENTS
+    return frozenset(file.read_text(encoding="utf-8").split()) if file.is_file() else frozenset()
+
+
+def find_folder(path: Path | str) -> Path:
+    """Return the model folder that `path` means: `default` is the shipped one."""
+    return default_checkpoint() if str(path) == "default" else Path(path)
+
+
 def load_predictor(path: Path | str, device: str = "auto") -> Predictor:
     """Read a model folder; `default` is the shipped one. `device` is `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ModelError: a file is missing or damaged, or the parts do not belong together; names the file and the remedy.
     """
-    folder = default_checkpoint() if str(path) == "default" else Path(path)
+    folder = find_folder(path)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder / missing[0]} is missing; {REMEDY}")

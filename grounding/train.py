@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from grounding.batch import Batcher, TrainingBatch
 from grounding.boxes import to_xyxy
-from grounding.checkpoint import save_checkpoint
+from grounding.checkpoint import save_checkpoint, save_training_patients
 from grounding.examples import Answer, Example, Prompt, RealImage
 from grounding.geometry import resize, stretch_contrast
 from grounding.knowledge import KnowledgeBank, load_bank
@@ -240,6 +240,7 @@ class _Training:
         if value > self.best:
             self.best = value
             save_checkpoint(self.run / "best", self.network, self.tokens, self.bank)
+            save_training_patients(self.run / "best", [i.patient for i in (*self.real, *self.real_validation)])
         self.network.load_state_dict(current)
         self._save_state()
 

@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from dicom_node.errors import NodeError
+from dicom_node.cli.ground import read_dicom
 from dicom_node.pixels import render
 from grounding import evaluate as evaluation
 from grounding.dataset import load_image, read_manifest
@@ -25,15 +23,24 @@ FIRST_TEST_SEED = 0
 Answer = Mapping[str, Any]
 
 
-def evaluate_manifest(manifest: Path, model: str, device: str, protocol: Literal["free", "phrase"]) -> Answer:
-    """Return the figures of the model on the rows of `manifest`; raises ManifestError, ModelError or NodeError."""
+def evaluate_manifest(
+    manifest: Path, model: str, device: str, protocol: Literal["free", "phrase"], *, unseen: bool = False
+) -> Answer:
+    """Return the figures of the model on the rows of `manifest`; raises ManifestError, ModelError or NodeError.
+
+    `unseen` leaves out the rows of patients that the model was trained or chosen on, and counts them.
+    """
     rows = read_manifest(manifest)
-    from grounding.checkpoint import load_predictor  # torch: seconds, which a wrong manifest need not wait
+    # torch: seconds, which a wrong manifest need not wait
+    from grounding.checkpoint import load_predictor, read_training_patients
 
     predictor = load_predictor(model, device)
     read = functools.partial(load_image, read_dicom=read_radiograph)
+    seen = read_training_patients(model) if unseen else frozenset()
+    kept = [row for row in rows if row.patient not in seen]
     with progress_bar() as progress:
-        return evaluation.evaluate(predictor, rows, protocol, read_image=read, progress=progress)
+        answer = evaluation.evaluate(predictor, kept, protocol, read_image=read, progress=progress)
+    return {**answer, "left_out_as_seen": len(rows) - len(kept)}
 
 
 def evaluate_phantoms(count: int, model: str, device: str) -> Answer:
@@ -48,10 +55,7 @@ def evaluate_phantoms(count: int, model: str, device: str) -> Answer:
 
 def read_radiograph(path: Path) -> Image:
     """Return the picture in a DICOM file as the node's worker sees it."""
-    try:
-        return render(dcmread(path))
-    except (OSError, InvalidDicomError) as error:
-        raise NodeError(f"{path} cannot be read as DICOM: {error}") from error
+    return render(read_dicom(path))
 
 
 @contextmanager

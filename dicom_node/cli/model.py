@@ -96,9 +96,6 @@ def train(
     """
     import logging
 
-    from dicom_node.cli.recipe import check_recipe
-
-    check_recipe(recipe)
     from grounding.train import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -106,7 +103,7 @@ def train(
         run(recipe)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - one parameter per option
     manifest: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, metavar="FILE.jsonl", help="The grounding set.")
     ] = None,
@@ -118,6 +115,9 @@ def evaluate(
         typer.Option(exists=True, file_okay=False, metavar="DIR", help="Model folder [default: model.path]"),
     ] = None,
     protocol: Annotated[Protocol, typer.Option(help="What the model is given beside the image.")] = Protocol.free,
+    unseen: Annotated[
+        bool, typer.Option("--unseen", help="Leave out patients that the model was trained or chosen on.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -133,7 +133,7 @@ def evaluate(
     path = str(model) if model else settings.path
     with plain_model_errors():
         if manifest is not None:
-            answer = evaluate_manifest(manifest, path, settings.device, protocol.value)
+            answer = evaluate_manifest(manifest, path, settings.device, protocol.value, unseen=unseen)
         else:
             answer = evaluate_phantoms(phantoms or 0, path, settings.device)
     if as_json:
@@ -146,9 +146,10 @@ def evaluate(
 def plain_model_errors() -> Iterator[None]:
     """Turn what `grounding` raises about bad input into NodeError, which `main` prints as one sentence."""
     from grounding.dataset import ManifestError
+    from grounding.recipe import RecipeError
     from grounding.types import ModelError
 
     try:
         yield
-    except (ManifestError, ModelError) as error:
+    except (ManifestError, ModelError, RecipeError) as error:
         raise NodeError(str(error)) from error
