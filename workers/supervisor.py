@@ -154,13 +154,12 @@ def node_children(settings: Settings, config_path: Path | None) -> list[Child]:
     command = [sys.executable, "-m", "dicom_node.cli"]
     options = ["--config", str(config_path)] if config_path else []
     marks = ready_folder(settings)
-    listens = {
-        "receiver": (settings.receiver.host, settings.receiver.port),
-        "console": (settings.console.host, settings.console.port),
-    }
+    receiver, console = settings.receiver, settings.console
+    receivers = ["receiver"] * receiver.processes  # the kernel spreads the associations over them
+    listening = [(name, receiver.host, receiver.port) for name in receivers] + [("console", console.host, console.port)]
     children = [
-        Child(name, [*command, name, *options], lambda _, address=address: _accepts(*address))  # type: ignore[misc]
-        for name, address in listens.items()
+        Child(name, [*command, name, *options], lambda _, host=host, port=port: _accepts(host, port))  # type: ignore[misc]
+        for name, host, port in listening
     ]
     for queue in ("gpu", "io"):
         workers = [*command, "worker", *options, "--queues", queue]

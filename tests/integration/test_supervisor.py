@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
-from workers.supervisor import Child, NodeLock, supervise
+from workers.supervisor import Child, NodeLock, node_children, supervise
 
 DEADLINE_S = 20.0
 
@@ -116,3 +117,10 @@ def test_second_node_on_a_data_folder_is_refused_and_told_who_runs(tmp_path: Pat
         NodeLock(tmp_path / "var")
     lock.release()
     NodeLock(tmp_path / "var").release()
+
+
+def test_each_receiver_process_of_the_settings_is_started(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("receiver: {processes: 3}")
+    names = [child.name for child in node_children(load_settings(file, {}), file)]
+    assert names == ["receiver", "receiver", "receiver", "console", "worker gpu", "worker io", "scheduler"]
