@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import highdicom as hd
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from dicom_node.errors import PermanentError
 from dicom_node.header import DECODE_ERRORS, MANUFACTURER, MODEL_NAME, copy_identity, read_text, read_value
@@ -189,7 +190,7 @@ def _set_displayed_area(ds: Dataset, image: Dataset) -> None:
     spacing, ratio = read_spacing(image), read_value(image, "PixelAspectRatio")
     if spacing is not None:
         area.PresentationPixelSpacing = [f"{value:.10g}" for value in spacing]
-    elif ratio is not None and not isinstance(ratio, str) and len(ratio) == 2 and all(int(part) > 0 for part in ratio):
+    elif isinstance(ratio, MultiValue) and len(ratio) == 2 and all(int(part) > 0 for part in ratio):
         area.PresentationPixelAspectRatio = [int(part) for part in ratio]
     else:
         area.PresentationPixelAspectRatio = [1, 1]

@@ -141,7 +141,7 @@ def test_whole_image_is_displayed_with_its_spacing():
     assert "ReferencedImageSequence" not in area
 
 
-@pytest.mark.parametrize(("ratio", "written"), [(None, [1, 1]), ([3, 2], [3, 2]), ([0, 0], [1, 1])])
+@pytest.mark.parametrize(("ratio", "written"), [(None, [1, 1]), ([3, 2], [3, 2]), ([0, 0], [1, 1]), ([1], [1, 1])])
 def test_aspect_ratio_stands_in_for_absent_spacing(ratio, written):
     (area,) = build(make_cxr_dataset(ImagerPixelSpacing=None, PixelAspectRatio=ratio)).DisplayedAreaSelectionSequence
     assert list(area.PresentationPixelAspectRatio) == written
