@@ -10,12 +10,12 @@ from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, NotApplicableError
-from dicom_node.header import read_text
+from dicom_node.header import DECODE_ERRORS, read_text
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_plain_report, read_report
 from dicom_node.results.findings import GroundedImage, findings_document
@@ -25,6 +25,16 @@ from dicom_node.results.sr import build_sr
 from dicom_node.results.values import Equipment, ResultInput, ResultOptions
 from grounding.dataset import load_image
 from grounding.types import Grounder, Grounding, Image
+
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+"""How a file begins that has no preamble: file meta information, or the dataset, in little endian."""
+
+ENCODINGS: dict[tuple[bool | None, bool | None], UID] = {
+    (True, True): ImplicitVRLittleEndian,
+    (False, True): ExplicitVRLittleEndian,
+    (False, False): ExplicitVRBigEndian,
+}
+"""Transfer syntax of a dataset that does not name its own: (implicit VR, little endian) as pydicom found it."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +100,23 @@ def read_source(images: Sequence[Path], report: Path) -> Source:
 
 
 def is_dicom(path: Path) -> bool:
-    """Tell whether a file is DICOM Part 10 by its preamble."""
+    """Tell whether a file is DICOM: by its preamble, or by the first element of a dataset that was kept without one."""
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+    return head[128:] == b"DICM" or head[:2] in FIRST_GROUPS
 
 
 def read_dicom(path: Path) -> Dataset:
-    """Return the dataset of a file; raises NodeError that names it."""
+    """Return the dataset of a file, with or without preamble; raises NodeError that names it."""
     try:
-        return dcmread(path)
-    except (OSError, InvalidDicomError, ValueError, NotImplementedError) as error:
+        ds = dcmread(path, force=True)
+        if "TransferSyntaxUID" not in ds.file_meta:
+            ds.file_meta.TransferSyntaxUID = ENCODINGS[ds.original_encoding]
+    except DECODE_ERRORS as error:
         raise NodeError(f"{path} cannot be read as DICOM: {error}") from error
+    if not read_text(ds, "SOPInstanceUID"):
+        raise NodeError(f"{path} cannot be read as DICOM: it has no SOP Instance UID, or ends before it")
+    return ds
 
 
 def save_dicom(ds: Dataset, path: Path) -> None:

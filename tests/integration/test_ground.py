@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 from pydicom import dcmread
+from pydicom.filebase import DicomFileLike
+from pydicom.filewriter import write_dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.cli.ground import Outcome, ground_source, read_source
 from dicom_node.config import load_settings
@@ -135,6 +138,19 @@ def test_the_same_input_at_the_same_time_gives_the_same_bytes(tmp_path: Path, gr
         ground([image], report)
         runs.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_dataset_without_preamble_is_read_all_the_same(tmp_path: Path, ground: Ground, syntax: UID) -> None:
+    image = make_cxr_dataset()
+    with (tmp_path / "bare.dcm").open("wb") as file:
+        bare = DicomFileLike(file)
+        bare.is_implicit_VR, bare.is_little_endian = syntax.is_implicit_VR, True
+        write_dataset(bare, image)
+    report = write(make_report_dataset(image=image), tmp_path / "report.dcm")
+    outcome = ground([tmp_path / "bare.dcm"], report)
+    assert "result.gsps.dcm" in outcome.files
+    assert outcome.document["images"][0]["sop_instance_uid"] == image.SOPInstanceUID
 
 
 @pytest.mark.parametrize(("keyword", "what"), [("PatientID", "patient"), ("StudyInstanceUID", "study")])
