@@ -105,11 +105,11 @@ def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
 
 
 class AbsentPhrases:
-    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind."""
+    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind; every kind equally often."""
 
-    def __init__(self, bank: KnowledgeBank, keep: int = 3000) -> None:
+    def __init__(self, bank: KnowledgeBank, keep: int = 400) -> None:
         self.bank, self.keep = bank, keep
-        self._pool: list[tuple[str, str]] = []
+        self._pool: dict[str, list[str]] = defaultdict(list)
 
     def kind(self, phrase: str) -> str | None:
         """What a phrase looks like on a radiograph, coarsely; None when its entity is not known."""
@@ -121,13 +121,14 @@ class AbsentPhrases:
         asserted = [p.text[a.start : a.end] for p in prompts for a in p.answers if not a.negated]
         shown = {phrase: self.kind(phrase) for phrase in asserted}
         for phrase, kind in shown.items():
-            if kind is not None and len(self._pool) < self.keep:
-                self._pool.append((phrase, kind))
-        for _ in range(6 if self._pool and None not in shown.values() else 0):
-            phrase, kind = self._pool[int(rng.integers(len(self._pool)))]
-            if kind not in shown.values():
-                return Prompt(phrase, (Answer(0, len(phrase), False, ()),))
-        return None
+            if kind is not None and len(self._pool[kind]) < self.keep:
+                self._pool[kind].append(phrase)
+        others = sorted(set(self._pool) - {kind for kind in shown.values() if kind})
+        if None in shown.values() or not others:
+            return None
+        phrases = self._pool[str(rng.choice(others))]
+        phrase = phrases[int(rng.integers(len(phrases)))]
+        return Prompt(phrase, (Answer(0, len(phrase), False, ()),))
 
 
 SHADOWS = {"opacity", "edema", "nodule", "effusion", "calcification", "fibrosis"}
