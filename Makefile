@@ -8,13 +8,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo-out
 UV     ?= uv
+JOBS   ?= 2
 TORCH  := torch==2.13.0
 BIN    := $(VENV)/bin
 FAST   := tests/unit tests/repo
 SLOW   := tests/integration tests/model tests/acceptance
 
-# One thread per process: the tests already run as many processes as there are cores.
-export OMP_NUM_THREADS ?= 1
+# Tests run as many processes as there are cores, so each takes one thread.
+test check: export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
@@ -24,11 +25,11 @@ help:  ## List the targets.
 
 .PHONY: demo
 demo: venv  ## Send a generated study through the whole node; results in demo-out (OUT=…).
-	OMP_NUM_THREADS= $(BIN)/knowmvg demo --out $(OUT)
+	$(BIN)/knowmvg demo --out $(OUT)
 
 .PHONY: test
 test: venv peers lint  ## Everything that CI runs: lint, then the whole suite.
-	$(BIN)/pytest -n 2 --dist loadfile $(FAST) $(SLOW)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(FAST) $(SLOW)
 
 .PHONY: check
 check: venv lint  ## Format, lint, types, import contracts, fast tests.
