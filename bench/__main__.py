@@ -9,8 +9,8 @@ from pathlib import Path
 
 SMALL = {
     "broker": ["--messages", "60"],
-    "receiver": ["--small"],
-    "model": ["--small"],
+    "receiver": ["--large", "10", "--small", "60"],
+    "model": ["--studies", "5"],
 }
 """The arguments that make a benchmark small."""
 
