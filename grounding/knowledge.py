@@ -91,13 +91,17 @@ class PhraseReading:
 
 @dataclass(frozen=True)
 class KnowledgeBank:
-    """Entities, locations and their rows, with `sha256` of the content that the model depends on."""
+    """Entities, locations and their rows, with `sha256` of the content that the model depends on.
+
+    `empty_words` name no finding, alone or together: words of place, size and function.
+    """
 
     version: str
     entities: tuple[Entity, ...]
     locations: tuple[Location, ...]
     rows: tuple[Row, ...]
     sha256: str
+    empty_words: frozenset[str]
 
     def entity(self, entity_id: str) -> Entity | None:
         """The entity of this id, or None."""
@@ -108,6 +112,11 @@ class KnowledgeBank:
         by_name = {name: entity for entity in self.entities for name in entity.synonyms}
         longest_first = sorted(by_name, key=len, reverse=True)
         return re.compile(r"\b(?:" + "|".join(map(re.escape, longest_first)) + r")\b"), by_name
+
+    def names_in(self, text: str) -> list[tuple[int, int]]:
+        """Characters [start, end) of the names of findings and devices (not of anatomy) in a text, in order."""
+        pattern, by_name = self._pattern
+        return [m.span() for m in pattern.finditer(text.lower()) if by_name[m.group()].family != "anatomy"]
 
     def read_phrase(self, phrase: str) -> PhraseReading:
         """Entity (the longest name found; the first of equals), side and level of a phrase."""
@@ -215,7 +224,8 @@ def parse_bank(content: Mapping[str, Any]) -> KnowledgeBank:
     digest = hashlib.sha256(
         json.dumps([[row.text, row.probability, row.location.boxes] for row in rows]).encode()
     ).hexdigest()
-    return KnowledgeBank(content["version"], entities, tuple(locations.values()), rows, digest)
+    empty = frozenset({*content["empty_words"], *SIDE_WORDS, *LEVEL_WORDS})
+    return KnowledgeBank(content["version"], entities, tuple(locations.values()), rows, digest, empty)
 
 
 @lru_cache(maxsize=4)

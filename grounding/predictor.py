@@ -19,6 +19,7 @@ from grounding.knowledge import KnowledgeBank
 from grounding.language import PhraseStates
 from grounding.model import KnowMVG
 from grounding.negation import is_negated
+from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
@@ -95,10 +96,12 @@ class Predictor:
     def _read(
         self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]]
     ) -> tuple[list[list[Emission]], PhraseStates]:
-        """The model's own reading of the texts, and the states of its phrases."""
+        """What the model reads in the texts, settled, and the states of those phrases."""
         language = self._network.language
         image_tokens = language.image_tokens(features.coarse)
-        return language.generate(image_tokens, [tokens for _, tokens in texts], self._processor.tokens)
+        copied, states = language.generate(image_tokens, [tokens for _, tokens in texts], self._processor.tokens)
+        settled = [settle(text, found, self._bank) for (text, _), found in zip(texts, copied, strict=True)]
+        return settled, states if settled == copied else self._forced(features, texts, settled)
 
     def _forced(
         self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
