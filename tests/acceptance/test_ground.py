@@ -71,8 +71,10 @@ def test_a_picture_and_a_text_give_findings_at_their_place(tmp_path: Path) -> No
 def test_a_real_radiograph_gives_results_in_its_own_study(tmp_path: Path, name: str) -> None:
     if not (RADIOGRAPHS / name).is_file():
         pytest.skip(f"{name} is not at hand")
-    image = dcmread(RADIOGRAPHS / name)
-    report = make_report_dataset("Findings: Small left pleural effusion. No pneumothorax.", image=image)
+    image = dcmread(RADIOGRAPHS / name, force=True)  # one of them has no preamble
+    patient = image.get("PatientID", "")
+    text = "Findings: Small left pleural effusion. No pneumothorax."
+    report = make_report_dataset(text, image=image, PatientID=patient)
     write(report, tmp_path / "report.dcm")
     done = run_ground(
         *("--image", RADIOGRAPHS / name, "--report", tmp_path / "report.dcm", "--out", tmp_path / "out"),
@@ -84,7 +86,7 @@ def test_a_real_radiograph_gives_results_in_its_own_study(tmp_path: Path, name: 
         {"sop_instance_uid": image.SOPInstanceUID, "rows": image.Rows, "columns": image.Columns}
     ]
     sr = dcmread(tmp_path / "out" / "result.sr.dcm")
-    assert (sr.StudyInstanceUID, sr.PatientID) == (image.StudyInstanceUID, image.PatientID)
+    assert (sr.StudyInstanceUID, sr.PatientID) == (image.StudyInstanceUID, patient)
     boxes = [tuple(box["xyxy"]) for finding in document["findings"] for box in finding["boxes"]]
     assert [found.box.xyxy for found in read_boxes(sr)] == [pytest.approx(box, abs=0.01) for box in boxes]
 
