@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.queries import make_engine, make_sessions, upgrade_schema
-from tests.servers import create_database, run_postgres
+from tests.servers import Redis, create_database, run_postgres
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -63,3 +63,11 @@ def engine(database_url: str) -> Iterator[Engine]:
 def sessions(engine: Engine) -> sessionmaker[Session]:
     """Sessions on such a database."""
     return make_sessions(engine)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis server of the test's own, which it may kill and start again."""
+    server = Redis(tmp_path)
+    yield server
+    server.kill()

@@ -1,4 +1,4 @@
-"""PostgreSQL for tests: a server of its own on a free loopback port, without privileges, gone with the test run."""
+"""Servers for tests, of their own on free loopback ports, without privileges, gone with the test run."""
 
 from __future__ import annotations
 
@@ -103,3 +103,39 @@ def _unprivileged(command: Sequence[str | Path]) -> list[str]:
     if os.geteuid() != 0:
         return words
     return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *words]
+
+
+class Redis:
+    """A Redis server that keeps its messages over a restart; skips the test where there is none installed."""
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("redis-server")
+        if program is None:
+            missing("redis-server is not installed")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
+        self._command = [str(program), *options, "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait for an answer."""
+        self._process = subprocess.Popen(self._command)
+        deadline = time.monotonic() + START_S
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < deadline, "redis-server does not start"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False

@@ -27,7 +27,7 @@ QUEUES = ("gpu", "io")
 CONNECT_TIMEOUT_S = 5
 
 EMBEDDED_TRANSPORT = "workers.embedded_broker:Transport"
-EMBEDDED_CARRIER = "memory://"
+EMBEDDED_CARRIER = "memory://localhost"
 """Celery wants a URL that kombu knows; the transport given beside it is the one that is used."""
 
 PUBLISH_RETRY = {"max_retries": 1, "interval_start": 0.0, "interval_max": 0.0}

@@ -10,13 +10,16 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
 from dicom_node import scu
 from dicom_node.clock import utc_now
-from dicom_node.config import Settings
+from dicom_node.config import Settings, masked
+from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
 from dicom_node.queries import check_schema, make_engine, make_sessions, upgrade_schema
 from dicom_node.storage import FileStorage
@@ -34,9 +37,9 @@ SWEEP_S = 1.0
 
 
 def make_resources(settings: Settings, token: str) -> Resources:
-    """Build what the steps and the sweep of one process need. Raises SchemaError if the database is too old or new."""
-    engine = make_engine(settings.database.url)
-    check_schema(engine)
+    """Build what the steps and the sweep of one process need. Raises NodeError if the database cannot be used."""
+    with database_errors(settings):
+        check_schema(engine := make_engine(settings.database.url))
     embedded = settings.broker.url == "embedded"  # then all workers are on this host
     return Resources(
         settings=settings,
@@ -49,6 +52,16 @@ def make_resources(settings: Settings, token: str) -> Resources:
         token=token,
         owners=settings.node.data_dir / "owners" if embedded else None,
     )
+
+
+@contextmanager
+def database_errors(settings: Settings) -> Iterator[None]:
+    """Turn what the driver raises at start into a NodeError that names the database, without its password."""
+    try:
+        yield
+    except DBAPIError as error:
+        url = masked(settings)["database"]["url"]
+        raise NodeError(f"database {url} cannot be used: {error.orig}; see database.url") from error
 
 
 def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
@@ -88,7 +101,8 @@ def run_node(settings: Settings, config_path: Path | None) -> None:
     """
     stop = make_stop()
     lock = NodeLock(settings.node.data_dir)
-    upgrade_schema(settings.database.url)
+    with database_errors(settings):
+        upgrade_schema(settings.database.url)
     clear_ready(settings)
     supervise(node_children(settings, config_path), stop, functools.partial(_announce_node, settings))
     lock.release()

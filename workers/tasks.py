@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def add_tasks(app: Celery, resources: Resources) -> None:
     """Register the steps as tasks of `app`."""
     for step in STEPS:
-        app.task(_bind(step, resources), name=step.name, ignore_result=True)
+        app.task(_bind(step, resources), name=step.name, shared=False)
 
 
 def _bind(step: Step, resources: Resources) -> Callable[[int], None]:
