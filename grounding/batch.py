@@ -64,7 +64,7 @@ class Batcher:
                 phrases.append((len(ids), len(ids) + len(piece), answer))
             ids += [*piece, self.tokens.neg if answer.negated else self.tokens.box]
         ids.append(self.tokens.eos)
-        labels += ids[len(labels) + 1 :] if prompt.spoken else [-100] * (len(ids) - 1 - len(labels))
+        labels += ids[len(labels) + 1 :]
         return LabelledText(ids, [*labels, -100], phrases)
 
     @staticmethod

@@ -47,6 +47,7 @@ def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, 
         weights[name] = (value.half() if value.is_floating_point() else value).contiguous().clone()
     partial = folder / f"{WEIGHTS}.part"
     save_file(weights, partial)
+    partial.chmod(0o644)  # the library keeps its files to their owner
     partial.replace(folder / WEIGHTS)
     config = network.config.model_copy(update={"knowledge_sha256": bank.sha256})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -38,11 +38,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text and its answers in order. `spoken` False: the language model does not learn from this text."""
+    """A text and its answers in order."""
 
     text: str
     answers: tuple[Answer, ...]
-    spoken: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def pick_prompts(rng: np.random.Generator, prompts: Sequence[Prompt], count: int
     """At most `count` prompts, those with something to ground first; now and then the bare phrase instead."""
     order = rng.permutation(len(prompts))
     shuffled = sorted((prompts[i] for i in order), key=lambda p: not any(not a.negated for a in p.answers))
-    return [bare(rng, prompt) if rng.random() < 0.3 else prompt for prompt in shuffled[:count]]
+    return [bare(rng, prompt) if rng.random() < 0.5 else prompt for prompt in shuffled[:count]]
 
 
 def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
@@ -127,8 +126,7 @@ class AbsentPhrases:
         if None in shown.values() or not others:
             return None
         phrases = self._pool[str(rng.choice(others))]
-        phrase = phrases[int(rng.integers(len(phrases)))]
-        return Prompt(phrase, (Answer(0, len(phrase), False, ()),))
+        return spoken(rng, phrases[int(rng.integers(len(phrases)))], ())
 
 
 SHADOWS = {"opacity", "edema", "nodule", "effusion", "calcification", "fibrosis"}
@@ -211,12 +209,16 @@ def swap_sides(text: str) -> str:
 
 def real_prompt(rng: np.random.Generator, row: RealRow, mirrored: bool) -> Prompt:
     """A row as a prompt: its phrase alone, or inside a plain sentence."""
-    phrase = word_row(rng, row, mirrored)
+    return spoken(rng, word_row(rng, row, mirrored), row.boxes)
+
+
+def spoken(rng: np.random.Generator, phrase: str, boxes: tuple[BoxTuple, ...]) -> Prompt:
+    """A phrase alone or in a plain sentence, as often with boxes as without: the form must not betray the truth."""
     if rng.random() < 0.5:
-        return Prompt(phrase, (Answer(0, len(phrase), False, row.boxes),), spoken=bool(row.boxes))
+        return Prompt(phrase, (Answer(0, len(phrase), False, boxes),))
     before, after = str(rng.choice(FRAMES)).split("{}")
     text = before + phrase + after
-    return Prompt(text, (Answer(len(before), len(before) + len(phrase), False, row.boxes),))
+    return Prompt(text, (Answer(len(before), len(before) + len(phrase), False, boxes),))
 
 
 def real_example(rng: np.random.Generator, real: RealImage, count: int, size: int) -> Example:

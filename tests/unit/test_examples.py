@@ -132,10 +132,10 @@ def test_an_absent_phrase_is_of_another_kind_than_what_is_shown() -> None:
 
     assert absent.draw(rng, [shows("left pneumothorax")]) is None
     drawn = absent.draw(rng, [shows("consolidation")])
-    assert drawn is not None and drawn.text == "left pneumothorax" and drawn.answers[0].boxes == ()
+    assert drawn is not None and "left pneumothorax" in drawn.text and drawn.answers[0].boxes == ()
     for _ in range(20):
         other = absent.draw(rng, [shows("right pleural effusion")])  # may look like a consolidation
-        assert other is None or other.text == "left pneumothorax"
+        assert other is None or "left pneumothorax" in other.text
     assert absent.draw(rng, [shows("purple monkey")]) is None
 
 
