@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
@@ -193,6 +197,39 @@ def test_worker_whose_lease_ran_out_cannot_commit(rig: Rig) -> None:
     rig.run(GROUND, job_id, load_grounder=be_late)
     assert rig.job(job_id)["outcome"] == "RESULT"
     assert events(rig.job(job_id)).count("study grounded") == 1
+
+
+def fail_commit(engine: Engine, number: int) -> Callable[[], bool]:
+    """Let the commit of this number fail, once; return a function that tells whether it has."""
+    seen = 0
+
+    def count(_: Connection) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            raise OperationalError("COMMIT", None, Exception("disk full"))
+
+    event.listen(engine, "commit", count)
+    return lambda: seen >= number
+
+
+def test_whichever_commit_fails_the_end_is_the_same(rig: Rig, pacs: FakePacs) -> None:
+    engine = rig.sessions.kw["bind"]
+    for number in itertools.count(1):
+        job_id = store_study(rig, study=f"fault {number}")
+        has_failed = fail_commit(engine, number)
+        for _ in range(3):
+            with suppress(OperationalError):
+                rig.sweep(seconds=LEASE.total_seconds() + 1)
+            while rig.rings:
+                with suppress(OperationalError):
+                    rig.run(*rig.rings.pop())
+        job = rig.job(job_id)
+        assert (job["state"], job["outcome"]) == ("DELIVERED", "RESULT")
+        assert len(pacs.structured_reports(job["study_instance_uid"])) == 1
+        if not has_failed():
+            assert number > len(STEPS) * 2  # every claim and every commit of a step had its turn
+            return
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
