@@ -39,7 +39,6 @@ REPORT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
     "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
     "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
-    "1.2.840.10008.5.1.4.1.1.88.35",  # Extensible SR
 )
 """SOP classes that may hold a radiologist's report; the others (dose, CAD, key objects, logs) never do."""
 
@@ -94,6 +93,8 @@ _KEYWORDS = (
     "PresentationIntentType",
     "Manufacturer",
     "ContributingEquipmentSequence",
+    "SeriesDescription",
+    "ProtocolName",
     "PatientID",
     "BodyPartExamined",
     "ViewPosition",
@@ -139,6 +140,7 @@ class Instance:
     view_code: tuple[str, str] = ("", "")
     patient_orientation: tuple[str, ...] = ()
     body_part: str = ""
+    description: str = ""
     series_number: int | None = None
     instance_number: int | None = None
     title: tuple[str, str] = ("", "")
@@ -261,6 +263,7 @@ def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         view_code=_code(ds, "ViewCodeSequence"),
         patient_orientation=_texts(ds, "PatientOrientation"),
         body_part=_text(ds, "BodyPartExamined").upper(),
+        description=f"{_text(ds, 'SeriesDescription')} {_text(ds, 'ProtocolName')}".strip().upper(),
         series_number=_number(ds, "SeriesNumber"),
         instance_number=_number(ds, "InstanceNumber"),
         title=_code(ds, "ConceptNameCodeSequence"),

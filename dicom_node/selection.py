@@ -1,9 +1,10 @@
 """Which report and which images of a study are used: pure, and independent of the order of arrival.
 
-Report: a final one before a preliminary one, a verified one before an unverified one, then the latest. Images: those of
-the report's patient, and of these the ones that its evidence names, if any; then those of the best view alone (PA, else
-AP, else one that the header does not tell), originals before derived ones. Laterals, localizers and other body parts
-are never used.
+Report: one for the patient of an image before one for nobody's, a final one before a preliminary one, a verified one
+before an unverified one, then the latest. Images: those of the report's patient, and of these the ones that its
+evidence names, if any; then those of the best view alone (PA, else AP), originals before derived ones. Where the header
+does not tell the view, the first image alone is used: of a pair the second may be the lateral. Laterals, localizers,
+other body parts and images that are stored mirrored or rotated are never used.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ VIEW_WORDS: dict[str, View] = {
     "AP": "AP",
 }
 """Words of View Position (PS3.3 C.8.7.1.1.9, and what modalities write besides); the first one that is found counts."""
+
+DESCRIBED_VIEWS = ("PA", "AP", "LAT", "LATERAL", "OBLIQUE")
+"""Of these, the ones that are clear enough in free text."""
 
 VIEW_CODES: dict[tuple[str, str], View] = {
     ("272479007", "SCT"): "PA",
@@ -94,7 +98,9 @@ class _Requirement:
 def select(instances: Iterable[Instance]) -> Selection:
     """Return what is used of a study's instances. Raises NotApplicableError that says what is missing."""
     candidates = [instance for instance in instances if instance.role != "other"]
-    report = select_report(candidates)
+    patients = {instance.patient_id for instance in candidates if instance.role == "image"}
+    own = [i for i in candidates if i.role != "report" or i.patient_id in patients]
+    report = select_report(own if any(i.role == "report" for i in own) else candidates)
     images = select_images(candidates, report)
     used = [report, *images]
     why = {i.sop_instance_uid: "used" if i in used else _why_not(i, report) for i in candidates}
@@ -128,15 +134,33 @@ def select_images(instances: Iterable[Instance], report: Instance) -> tuple[Inst
             raise NotApplicableError(requirement.none_left)
     images = [image for image in images if image.sop_instance_uid in report.evidence] or images
     best = min(_preference(image) for image in images)
-    return tuple(image for image in images if _preference(image) == best)
+    preferred = tuple(image for image in images if _preference(image) == best)
+    is_told = view_of(preferred[0]) != "unknown" or preferred[0].sop_instance_uid in report.evidence
+    return preferred if is_told else preferred[:1]
 
 
 def view_of(image: Instance) -> View:
-    """Return the view: by View Position, else View Code, else by Patient Orientation (rows from front to back)."""
+    """Return the view: by View Position, else View Code, else by Patient Orientation (rows from front to back), else by
+    what the series and its protocol are called."""
     words = _WORD.findall(image.view_position)
     position = next((view for word, view in VIEW_WORDS.items() if word in words), None)
     rows_run = image.patient_orientation[0][:1] if image.patient_orientation else ""
-    return position or VIEW_CODES.get(image.view_code) or ("other" if rows_run in ("A", "P") else "unknown")
+    if rows_run in ("A", "P") and position is None and image.view_code not in VIEW_CODES:
+        return "other"
+    return position or VIEW_CODES.get(image.view_code) or _described_view(image)
+
+
+def _described_view(image: Instance) -> View:
+    words = _WORD.findall(image.description)
+    views = {VIEW_WORDS[word] for word in DESCRIBED_VIEWS if word in words}
+    return views.pop() if len(views) == 1 else "unknown"
+
+
+def is_upright(image: Instance) -> bool:
+    """Tell whether rows run to the patient's left and columns to the feet, or the header does not say (PS3.3
+    C.7.6.1.1.1): the model knows no other way to look at a chest, and would take the sides for one another."""
+    orientation = image.patient_orientation
+    return len(orientation) < 2 or (orientation[0][:1] in ("L", "") and orientation[1][:1] in ("F", ""))
 
 
 def is_chest(image: Instance) -> bool:
@@ -155,7 +179,7 @@ _REQUIREMENTS = (
         lambda image, report: image.patient_id == report.patient_id,
         "not used: for another patient than the report",
         "the report is for another patient than the images (the Patient IDs differ): correct what is wrong in the "
-        "archive and send it again",
+        "archive and send it as a new instance",
     ),
     _Requirement(
         lambda image, report: is_chest(image),
@@ -168,6 +192,11 @@ _REQUIREMENTS = (
         "the study has no frontal view (PA or AP), only lateral or oblique ones",
     ),
     _Requirement(
+        lambda image, report: is_upright(image),
+        "not used: stored mirrored or rotated",
+        "the frontal view is stored mirrored or rotated (Patient Orientation is not L\\F), which is not supported yet",
+    ),
+    _Requirement(
         lambda image, report: not is_localizer(image),
         "not used: a localizer",
         "the study has no image but localizers",
@@ -176,6 +205,8 @@ _REQUIREMENTS = (
 
 
 def _why_not(instance: Instance, report: Instance) -> str:
+    if instance.role == "report" and instance.patient_id != report.patient_id:
+        return "not used: for another patient than the images"
     if instance.role == "report":
         return "not used: another report is final, verified or later"
     failed = next((requirement for requirement in _REQUIREMENTS if not requirement.is_met(instance, report)), None)

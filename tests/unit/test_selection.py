@@ -150,10 +150,39 @@ def test_every_image_and_report_is_told_why() -> None:
         ({"view_position": "", "patient_orientation": ("A", "F")}, "other"),
         ({"view_position": "", "patient_orientation": ("L", "F")}, "unknown"),
         ({"view_position": ""}, "unknown"),
+        ({"view_position": "", "description": "W CHEST LAT. THORAX"}, "other"),
+        ({"view_position": "", "description": "CHEST PA"}, "PA"),
+        ({"view_position": "", "description": "CHEST PA AND LATERAL"}, "unknown"),
+        ({"view_position": "AP", "description": "CHEST LATERAL"}, "AP"),
     ],
 )
 def test_view(facts: dict[str, Any], view: str) -> None:
     assert view_of(make_image(**facts)) == view
+
+
+def test_of_images_whose_view_nobody_tells_the_first_alone_is_used() -> None:
+    report, first, second = make_report(), make_image(1, view_position=""), make_image(2, view_position="")
+    assert images_of(report, second, first) == [1]
+    assert images_of(make_report(evidence=("1.1.2",)), first, second) == [2]
+
+
+@pytest.mark.parametrize("orientation", [("R", "F"), ("F", "R"), ("L", "H")])
+def test_a_mirrored_or_rotated_image_is_not_used(orientation: tuple[str, str]) -> None:
+    with pytest.raises(NotApplicableError, match="mirrored or rotated"):
+        select([make_report(), make_image(patient_orientation=orientation)])
+    assert images_of(make_report(), make_image(1, patient_orientation=orientation), make_image(2)) == [2]
+
+
+@pytest.mark.parametrize("orientation", [("L", "F"), ("L", "FP"), (), ("", "")])
+def test_an_upright_image_is_used(orientation: tuple[str, ...]) -> None:
+    assert images_of(make_report(), make_image(patient_orientation=orientation)) == [1]
+
+
+def test_a_later_report_of_another_patient_does_not_displace_the_right_one() -> None:
+    right, misfiled = make_report(1), make_report(2, patient_id="Q", content_datetime="20270101")
+    selection = select([make_image(), misfiled, right])
+    assert selection.report == right.sop_instance_uid
+    assert "another patient" in selection.why[misfiled.sop_instance_uid]
 
 
 @pytest.mark.parametrize(
