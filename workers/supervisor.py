@@ -12,7 +12,6 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +35,7 @@ STEADY_S = 30.0
 """A child that lived so long has started well: its next restart is at once again."""
 TRIES_TO_START = 6
 """A child that exits so often in a row without ever becoming ready makes the node give up at its start."""
-STOP_S = 8.0
+STOP_S = 6.0
 """After SIGTERM; who has not ended by then is killed, so that the node stops within 10 s."""
 POLL_S = 0.1
 
@@ -154,27 +153,19 @@ def node_children(settings: Settings, config_path: Path | None) -> list[Child]:
     command = [sys.executable, "-m", "dicom_node.cli"]
     options = ["--config", str(config_path)] if config_path else []
     marks = ready_folder(settings)
-    receiver, console = settings.receiver, settings.console
-    receivers = ["receiver"] * receiver.processes  # the kernel spreads the associations over them
-    listening = [(name, receiver.host, receiver.port) for name in receivers] + [("console", console.host, console.port)]
-    children = [
-        Child(name, [*command, name, *options], lambda _, host=host, port=port: _accepts(host, port))  # type: ignore[misc]
-        for name, host, port in listening
-    ]
-    for queue in ("gpu", "io"):
-        workers = [*command, "worker", *options, "--queues", queue]
-        children.append(Child(f"worker {queue}", workers, lambda pid: (marks / str(pid)).exists()))
-    children.append(Child("scheduler", [*command, "scheduler", *options], lambda pid: (marks / str(pid)).exists()))
-    return children
+    receivers = [("receiver", ["receiver"])] * settings.receiver.processes  # the kernel spreads the associations
+    workers = [(f"worker {queue}", ["worker", "--queues", queue]) for queue in ("gpu", "io")]
+    parts = [*receivers, ("console", ["console"]), *workers, ("scheduler", ["scheduler"])]
+    return [Child(name, [*command, *words, *options], lambda pid: (marks / str(pid)).exists()) for name, words in parts]
 
 
 def ready_folder(settings: Settings) -> Path:
-    """Return the folder where processes without a port show that they are ready: an empty file, named as their id."""
+    """Return the folder where processes show that they are ready: an empty file, named as their id."""
     return settings.node.data_dir / "ready"
 
 
 def mark_ready(settings: Settings) -> None:
-    """Show that this process is ready, to a supervisor that may be looking."""
+    """Show that this process listens, or works, to a supervisor that may be looking."""
     folder = ready_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(os.getpid())).touch()
@@ -184,16 +175,6 @@ def clear_ready(settings: Settings) -> None:
     """Remove what earlier processes showed."""
     for mark in ready_folder(settings).glob("*"):
         mark.unlink(missing_ok=True)
-
-
-def _accepts(host: str, port: int) -> bool:
-    """Return whether somebody listens; an unspecified address is asked on loopback."""
-    target = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # read, not bound
-    try:
-        with socket.create_connection((target, port), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def _die_with(parent: int) -> None:

@@ -37,6 +37,7 @@ def receiver(config: ConfigOption = None) -> None:
     settings = begin("receiver", config)
     from dicom_node.scp import start_receiver
     from dicom_node.storage import FileStorage
+    from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
     stop = stop_event()
@@ -44,6 +45,7 @@ def receiver(config: ConfigOption = None) -> None:
         server = start_receiver(settings, sessions, FileStorage(settings.storage.root), utc_now)
     except OSError as error:
         raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
+    mark_ready(settings)
     stop.wait()
     server.stop()
 
@@ -81,6 +83,7 @@ def console(config: ConfigOption = None) -> None:
     """
     settings = begin("console", config)
     from dicom_node.console.server import make_server
+    from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
     stop = stop_event()
@@ -89,6 +92,7 @@ def console(config: ConfigOption = None) -> None:
     except OSError as error:
         raise NodeError(_cannot_listen("console", settings.console.host, settings.console.port, error)) from error
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    mark_ready(settings)
     stop.wait()
     server.shutdown()
     server.server_close()
