@@ -240,7 +240,7 @@ def _confirm(
 
 
 def _find(association: Association, study_instance_uid: str, candidate: Candidate) -> bool | None:
-    """Return whether the archive shows the instance (PS3.4 C.6.2, IMAGE level); None if it supports no query."""
+    """Return whether the archive shows the instance (PS3.4 C.6.2, IMAGE level); None if it answers no query."""
     if not association.is_established:
         return False
     keys = Dataset()
@@ -250,8 +250,10 @@ def _find(association: Association, study_instance_uid: str, candidate: Candidat
     found = False
     for answer, identifier in association.send_c_find(keys, STUDY_ROOT_FIND):
         status = _status_of(answer)
-        if status == SOP_CLASS_NOT_SUPPORTED:
-            return None
+        if status is None or delivery_verdict(status) == "transient":
+            return False  # it may answer later
+        if status not in (0x0000, *PENDING):
+            return None  # it refuses to answer: nothing can be learned by a query
         if status in PENDING and identifier is not None:
             found = found or identifier.get("SOPInstanceUID") == candidate.sop_instance_uid
     return found

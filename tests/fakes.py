@@ -87,12 +87,14 @@ class FakePacs:
     """A Storage SCP on loopback that counts what it takes and answers queries for it.
 
     Knobs, all changeable while it runs: `classes` it accepts, `status` it answers a C-STORE with, `queryable`,
-    and `shows` (whether a query finds what was stored). Use as a context manager, or `start` and `stop`.
+    `find_status` it answers a C-FIND with, and `shows` (whether a query finds what was stored). Use as a context
+    manager, or `start` and `stop`.
     """
 
     def __init__(self, ae_title: str = "ARCHIVE", classes: Sequence[str] = RESULT_CLASSES) -> None:
         self.ae_title, self.classes = ae_title, tuple(classes)
         self.status, self.queryable, self.shows = 0x0000, True, True
+        self.find_status = 0x0000
         self.port = 0
         self.datasets: dict[str, Dataset] = {}
         self.stores: Counter[str] = Counter()
@@ -142,6 +144,9 @@ class FakePacs:
         return self.status
 
     def _handle_find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        if self.find_status:
+            yield self.find_status, None
+            return
         keys = event.identifier
         with self._lock:
             held = self.datasets.get(keys.SOPInstanceUID)

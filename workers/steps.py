@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC
 from io import BytesIO
 from typing import Any
 
@@ -166,8 +167,9 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     grounding = resources.load_grounder().ground(images, report.to_report_text())
     sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
     marks, _ = select_marks(grounding.findings, sizes, resources.settings.results.min_confidence)
+    outcome = "RESULT" if marks else "NO_FINDING"  # kept with the selection, too, for a retry of what comes after
     return Done(
-        values={"selection": selection.to_json(), "outcome": "RESULT" if marks else "NO_FINDING"},
+        values={"selection": selection.to_json() | {"outcome": outcome}, "outcome": outcome},
         save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
         detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes",
     )
@@ -185,13 +187,18 @@ def _read_dataset(stored: queries.StoredInstance, resources: Resources, *, pixel
         with resources.storage.open(stored.key) as file:
             return dcmread(file, stop_before_pixels=not pixels, defer_size=None)
     except FileNotFoundError as error:
+        if not resources.storage.root.is_dir():
+            raise TransientError(f"the storage {resources.storage.root} is away: mount it again") from error
         raise PermanentError(
             f"instance {stored.instance.sop_instance_uid} is missing from the storage: restore {stored.key} or have "
             "the study sent again"
         ) from error
+    except (OSError, MemoryError) as error:
+        raise TransientError(f"{stored.key} cannot be read from the storage ({type(error).__name__})") from error
     except DECODE_ERRORS as error:
         raise NotApplicableError(
-            f"instance {stored.instance.sop_instance_uid} is damaged ({type(error).__name__}); have it sent again"
+            f"instance {stored.instance.sop_instance_uid} is damaged ({type(error).__name__}); "
+            "have it sent as a new instance"
         ) from error
 
 
@@ -232,6 +239,7 @@ def _read_result_input(job: JobFacts, resources: Resources) -> ResultInput:
         report=read_report(header),
         grounding=grounding,
         created_at=job.step_since,
+        local_timezone=job.step_since.astimezone().tzinfo or UTC,
         revision=job.revision,
         predecessor=_refer_to(previous) if previous is not None else None,
         equipment=Equipment(settings.node.institution, settings.node.station),
@@ -253,7 +261,12 @@ def _file(part: str, ds: Dataset, job: JobFacts, resources: Resources) -> querie
     buffer = BytesIO()
     dcmwrite(buffer, ds, enforce_file_format=True)
     key = result_key(job.study_instance_uid, job.revision, ds.SOPInstanceUID)
-    file = resources.storage.put(key, buffer.getvalue())
+    try:
+        file = resources.storage.put(key, buffer.getvalue())
+    except OSError as error:
+        raise TransientError(
+            f"results cannot be kept in the storage ({error.strerror}): make room or mount it"
+        ) from error
     return queries.StoredResult(
         part=part,
         sop_class_uid=str(ds.SOPClassUID),

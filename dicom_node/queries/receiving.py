@@ -214,7 +214,7 @@ def _supersede_jobs(session: Session, study: _Study, revision: int, now: datetim
     cancelled = session.scalars(
         update(JobRow)
         .where(JobRow.study_instance_uid == uid, JobRow.state.in_(WORKING_STATES))
-        .values(state="CANCELLED", failure=reason, step_since=now, updated_at=now)
+        .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
         .returning(JobRow.job_id)
     ).all()
     for job_id in cancelled:

@@ -164,8 +164,7 @@ def retry_job(session: Session, job_id: int, now: datetime) -> State:
     elif job.model is not None:
         state = "GROUNDED"
     values: dict[str, Any] = {"state": state, "attempts": 0, "failure": None, "lease_token": None, "lease_until": None}
-    if state == "COMPLETE":
-        values["outcome"] = None
+    values["outcome"] = None if state == "COMPLETE" else (job.selection or {}).get("outcome", job.outcome)
     session.execute(
         update(JobRow)
         .where(JobRow.job_id == job_id)

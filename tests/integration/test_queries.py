@@ -609,6 +609,20 @@ def test_a_failed_job_is_taken_up_from_the_step_that_failed(sessions: Sessions) 
         assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "WRITTEN"),)
 
 
+def test_a_retried_delivery_has_the_outcome_that_grounding_gave_it(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    claim(sessions, job_id, "COMPLETE")
+    with sessions.begin() as session:
+        selection = {"report": "1.9", "images": ["1.1", "1.2"], "outcome": "RESULT"}
+        queries.advance(session, job_id, "me", "COMPLETE", "GROUNDED", NOW, outcome="RESULT", selection=selection)
+        queries.save_grounding(session, job_id, make_grounding(), ("1.1", "1.2"))
+    fail(sessions, job_id, "GROUNDED")
+    assert show(sessions, job_id)["outcome"] == "FAILED"
+    with sessions.begin() as session:
+        assert queries.retry_job(session, job_id, NOW) == "GROUNDED"
+    assert show(sessions, job_id)["outcome"] == "RESULT"
+
+
 def test_a_job_under_way_a_superseded_one_and_no_job_cannot_be_retried(sessions: Sessions) -> None:
     job_id = make_complete_job(sessions)
     with sessions.begin() as session, pytest.raises(NodeError, match="under way"):

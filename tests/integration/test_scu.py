@@ -125,6 +125,16 @@ def test_archive_without_queries_confirms_by_its_store_status(parts: tuple[Part,
         assert [one.confirmed_by for one in send(pacs, parts)] == ["store", "store"]
 
 
+def test_archive_that_refuses_the_query_confirms_by_its_store_status(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    pacs.find_status = 0xC001  # unable to process
+    assert [one.confirmed_by for one in send(pacs, parts)] == ["store", "store"]
+
+
+def test_archive_that_cannot_answer_the_query_now_is_asked_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    pacs.find_status = 0xA700  # out of resources
+    assert all(isinstance(one.error, TransientError) for one in send(pacs, parts))
+
+
 def test_without_commitment_no_query_is_made(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
     pacs.shows = False
     assert [one.confirmed_by for one in send(pacs, parts, commitment=False)] == ["store", "store"]
