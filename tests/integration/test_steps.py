@@ -298,6 +298,15 @@ def test_bytes_that_are_missing_from_the_storage_fail_the_job(rig: Rig) -> None:
     assert "missing from the storage" in job["failure"]
 
 
+def test_a_storage_that_is_away_is_waited_for(rig: Rig) -> None:
+    job_id = store_study(rig)
+    away = rig.storage.root.rename(rig.storage.root.with_name("elsewhere"))
+    rig.settle(seconds=QUIET_S)
+    assert rig.job(job_id)["state"] == "COMPLETE"
+    away.rename(rig.storage.root)
+    assert run_to_end(rig, job_id)["state"] == "DELIVERED"
+
+
 def test_bug_is_raised_and_counted_and_fails_the_job_in_the_end(rig: Rig) -> None:
     job_id = store_study(rig)
     rig.sweep(seconds=QUIET_S)
