@@ -25,7 +25,7 @@ from dicom_node.queries import check_schema, make_engine, make_sessions, upgrade
 from dicom_node.storage import FileStorage
 from workers import tasks
 from workers.app import make_app, make_ring
-from workers.ownership import Owner
+from workers.ownership import Owner, clear_the_dead
 from workers.resources import LazyGrounder, Resources
 from workers.scheduler import sweep
 from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
@@ -85,6 +85,8 @@ def run_scheduler(settings: Settings) -> None:
     """Sweep until SIGTERM or Ctrl-C. A database that is away is waited for."""
     resources = make_resources(settings, secrets.token_hex(16))
     stop = make_stop()
+    if resources.owners:
+        clear_the_dead(resources.owners)
     mark_ready(settings)
     while not stop.is_set():
         try:

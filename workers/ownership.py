@@ -20,8 +20,21 @@ class Owner:
         folder.mkdir(parents=True, exist_ok=True)
         self.token = token
         self._path = folder / token
-        self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self._descriptor = self._lock()
+        while not self._is_in_place():  # somebody cleared it up between its making and its locking
+            os.close(self._descriptor)
+            self._descriptor = self._lock()
+
+    def _lock(self) -> int:
+        descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return descriptor
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self._path.stat().st_ino == os.fstat(self._descriptor).st_ino
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Give up the lock and its file, at a clean end."""
@@ -45,3 +58,9 @@ def is_alive(folder: Path, token: str) -> bool:
         return False
     finally:
         os.close(descriptor)
+
+
+def clear_the_dead(folder: Path) -> None:
+    """Remove what processes left that died without a lease."""
+    for path in folder.glob("*"):
+        is_alive(folder, path.name)

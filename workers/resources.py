@@ -21,7 +21,7 @@ LEASE = timedelta(minutes=5)
 """How long a step may take: it is not renewed. Rendering and grounding take seconds, a delivery at most a minute or so
 per destination that hangs. A worker that runs longer ends itself; until then nobody else touches the job."""
 
-RING_AGAIN = timedelta(seconds=20)
+RING_AGAIN = timedelta(minutes=1)
 """After so long without a claim a due job is rung for again: a ring was lost, or the queue is long (then the repeated
 ring is a no-op)."""
 

@@ -7,6 +7,7 @@ start, because the rows are the truth.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import logging
@@ -165,16 +166,17 @@ def ready_folder(settings: Settings) -> Path:
 
 
 def mark_ready(settings: Settings) -> None:
-    """Show that this process listens, or works, to a supervisor that may be looking."""
-    folder = ready_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(os.getpid())).touch()
+    """Show that this process listens, or works, where a supervisor looks for that."""
+    with contextlib.suppress(FileNotFoundError):  # no supervisor made the folder
+        (ready_folder(settings) / str(os.getpid())).touch()
 
 
 def clear_ready(settings: Settings) -> None:
-    """Remove what earlier processes showed."""
-    for mark in ready_folder(settings).glob("*"):
-        mark.unlink(missing_ok=True)
+    """Make the folder, and remove what earlier processes showed."""
+    folder = ready_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    for mark in folder.iterdir():
+        mark.unlink()
 
 
 def _die_with(parent: int) -> None:

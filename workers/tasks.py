@@ -5,9 +5,11 @@ from __future__ import annotations
 import faulthandler
 import functools
 import logging
+import warnings
 from collections.abc import Callable
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_ready
 from kombu.message import Message
 from sqlalchemy.exc import DBAPIError
@@ -52,6 +54,7 @@ def consume(app: Celery, queues: tuple[str, ...], name: str, on_ready: functools
     """Work on `queues` until SIGTERM or SIGINT; the step under way is finished first."""
     setup_logging.connect(_keep_logging)
     _tell_the_consumer_of_lost_connections()
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickled messages under root; ours are JSON
     worker_ready.connect(lambda **_: on_ready(), weak=False)
     worker = app.Worker(
         hostname=name, queues=list(queues), without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True

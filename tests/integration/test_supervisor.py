@@ -16,7 +16,7 @@ import pytest
 
 from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
-from workers.supervisor import Child, NodeLock, node_children, supervise
+from workers.supervisor import Child, NodeLock, clear_ready, mark_ready, node_children, supervise
 
 DEADLINE_S = 20.0
 
@@ -124,3 +124,17 @@ def test_each_receiver_process_of_the_settings_is_started(tmp_path: Path) -> Non
     file.write_text("receiver: {processes: 3}")
     names = [child.name for child in node_children(load_settings(file, {}), file)]
     assert names == ["receiver", "receiver", "receiver", "console", "worker gpu", "worker io", "scheduler"]
+
+
+def test_process_shows_that_it_is_ready_only_where_a_supervisor_looks(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("node: {data_dir: var}\n")
+    settings = load_settings(path, {})
+    worker = node_children(settings, path)[2]
+    mark_ready(settings)
+    assert not worker.is_ready(os.getpid())
+    clear_ready(settings)
+    mark_ready(settings)
+    assert worker.is_ready(os.getpid())
+    clear_ready(settings)
+    assert not worker.is_ready(os.getpid())

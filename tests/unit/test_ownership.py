@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from workers.ownership import Owner, is_alive
+from workers.ownership import Owner, clear_the_dead, is_alive
 
 HOLD = (
     "import sys; from pathlib import Path; from workers.ownership import Owner\n"
@@ -37,3 +37,13 @@ def test_owner_that_was_killed_is_dead_and_its_file_cleared(tmp_path: Path) -> N
         process.wait()
         assert not is_alive(tmp_path, "token")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_dead_left_is_cleared_and_the_living_are_not_touched(tmp_path: Path) -> None:
+    owner = Owner(tmp_path, "living")
+    (tmp_path / "dead").touch()
+    clear_the_dead(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["living"]
+    assert is_alive(tmp_path, "living")
+    owner.release()
+    clear_the_dead(tmp_path / "never made")
