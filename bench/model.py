@@ -53,7 +53,7 @@ def main() -> None:
         phrases.append(len(grounding.findings))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{len(seconds)} studies of {SIZE} x {SIZE} pixels, {statistics.median(phrases):g} phrases with the negated ones in the median, "
+        f"{len(seconds)} studies of {SIZE} x {SIZE} pixels, {statistics.median(phrases):g} phrases in all (median), "
         f"{arguments.threads} threads: median {statistics.median(seconds):.3f} s, slowest {max(seconds):.3f} s; "
         f"loading {loaded:.1f} s, peak memory {peak:.0f} MB"
     )
