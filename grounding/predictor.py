@@ -18,7 +18,7 @@ from grounding.decoder import DecodedBoxes
 from grounding.knowledge import KnowledgeBank
 from grounding.language import PhraseStates
 from grounding.model import KnowMVG
-from grounding.negation import is_negated
+from grounding.negation import ReportGuard, is_negated
 from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
@@ -58,19 +58,14 @@ class Predictor:
     @torch.inference_mode()
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Find the diagnostic phrases of `report` and the boxes of each in every image of `images`."""
-        sentences = [(span, report.text[span.start : span.end]) for span in report.sentences]
-        sentences = [(span, text) for span, text in sentences if text.strip()]
-        if not images or not sentences:
+        pieces = [(s, piece) for s in report.sentences for piece in self._processor.pieces(s, report.text)]
+        if not images or not pieces:
             return Grounding(self._identity, ())
-        texts = [(text, self._processor.encode(text)) for _, text in sentences]
+        words = [report.text[piece.start : piece.end] for _, piece in pieces]
+        texts = [(text, self._processor.encode(text)) for text in words]
         features = [self._encode(image) for image in images]
         answers, states = self._read(features[0], texts)
-        phrases = [
-            ReadPhrase(text[e.start : e.end], Span(span.start + e.start, span.start + e.end),
-                       e.negated or is_negated(text, e.start, e.end))
-            for (span, text), emissions in zip(sentences, answers, strict=True)
-            for e in emissions
-        ]  # fmt: skip
+        phrases = read_phrases(report.text, pieces, answers)
         keep = first_of_each(phrases)
         findings: list[Finding] = []
         for number, image in enumerate(images):
@@ -153,6 +148,20 @@ class Predictor:
             negated=read.negated, finding=reading.entity.concept if reading.entity else None,
             site=self._bank.site(reading), uncertainty=doubt if boxes else None,
         )  # fmt: skip
+
+
+def read_phrases(
+    text: str, pieces: Sequence[tuple[Span, Span]], answers: Sequence[Sequence[Emission]]
+) -> list[ReadPhrase]:
+    """The phrases that were read in the pieces of a report's `text`, each given as (its sentence, the piece)."""
+    guard = ReportGuard(text)
+    phrases = []
+    for (sentence, piece), emissions in zip(pieces, answers, strict=True):
+        for emission in emissions:
+            start, end = piece.start + emission.start, piece.start + emission.end
+            negated = emission.negated or guard.is_negated(sentence, start, end)
+            phrases.append(ReadPhrase(text[start:end], Span(start, end), negated))
+    return phrases
 
 
 def first_of_each(phrases: Sequence[ReadPhrase]) -> list[int]:

@@ -15,7 +15,7 @@ from grounding.geometry import Frame, iou, stretch_contrast
 from grounding.knowledge import KnowledgeBank
 from grounding.model import TextBatch
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import Image, ScoredBox
+from grounding.types import Image, ScoredBox, Span
 
 
 class Processor:
@@ -38,6 +38,12 @@ class Processor:
     def encode(self, text: str) -> TextTokens:
         """Tokens of a text, cut at the longest prompt."""
         return self.tokens.encode(text, self.config.language.max_prompt_tokens)
+
+    def pieces(self, sentence: Span, text: str) -> list[Span]:
+        """The sentence of a report's `text`, in pieces that fit a prompt: one, unless it is very long."""
+        words = text[sentence.start : sentence.end]
+        cuts = self.tokens.pieces(words, self.config.language.max_prompt_tokens)
+        return [Span(sentence.start + start, sentence.start + end) for start, end in cuts]
 
     def forced_batch(self, texts: Sequence[tuple[str, TextTokens, Sequence[Emission]]]) -> TextBatch:
         """Texts on one image with their phrases already decided, for teacher forcing; phrases in order."""

@@ -60,6 +60,15 @@ def split_sentences(text: str, start: int = 0, end: int | None = None) -> tuple[
     return tuple(spans + _trimmed(text, begin, end))
 
 
+def skip_list_marks(text: str, start: int, end: int) -> int:
+    """Where the words of a list item begin: after the blanks and the list marks at `start`, not after `end`."""
+    mark = _LIST_MARK.match(text, start, end)
+    while mark:
+        start = mark.end()
+        mark = _LIST_MARK.match(text, start, end)
+    return start
+
+
 def is_used_heading(title: str) -> bool | None:
     """Whether the text under a heading may be grounded; None for a heading that is not known."""
     words = re.sub(r"[^a-z ]+", " ", title.lower())
@@ -104,10 +113,6 @@ def _is_title(before: str) -> bool:
 
 
 def _trimmed(text: str, start: int, end: int) -> list[Span]:
-    piece = text[start:end]
-    mark = _LIST_MARK.match(piece)
-    while mark:
-        start, piece = start + mark.end(), piece[mark.end() :]
-        mark = _LIST_MARK.match(piece)
-    kept = piece.rstrip()
+    start = skip_list_marks(text, start, end)
+    kept = text[start:end].rstrip()
     return [Span(start, start + len(kept))] if any(letter.isalnum() for letter in kept) else []

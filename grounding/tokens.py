@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, GROUND, BOX, NEG = "<pad>", "<s>", "</s>", "<ground>", "<BOX>", "<NEG>"
+CUTS = [re.compile(cut) for cut in (r"(?<=;)", r"(?<=,)(?=\s)", r"(?=\sand\s)", r"(?=\s)")]
+"""Where a text that is too long for a prompt may be cut, best first."""
+
 SPECIAL = [PAD, BOS, EOS, GROUND, BOX, NEG]
 
 
@@ -45,11 +50,44 @@ class GroundingTokenizer:
 
     def encode(self, text: str, limit: int) -> TextTokens:
         """Tokens of a text (special tokens in it are read as plain characters), cut after `limit`."""
-        encoded = self.fast.backend_tokenizer.encode(text.replace("<", " "), add_special_tokens=False)
+        encoded = self._encoding(text)
         placed = [(trim_start(text, a, b), b) for a, b in encoded.offsets[:limit]]
         kept = [i for i, (a, b) in enumerate(placed) if a < b or leads(placed, i)]
         offsets = tuple(placed[i] for i in kept)
         return TextTokens(tuple(encoded.ids[i] for i in kept), offsets, tuple(word_starts(text, offsets)))
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, before any cut."""
+        return len(self._encoding(text).ids)
+
+    def pieces(self, text: str, limit: int) -> list[tuple[int, int]]:
+        """Characters [start, end) of the pieces of `text` of at most `limit` tokens, in order; only blanks are lost."""
+        ends = [b for _, b in self._encoding(text).offsets]
+        pieces: list[tuple[int, int]] = []
+        start = trim_start(text, 0, len(text))
+        while start < len(text):
+            last = bisect_right(ends, start) + limit - 1
+            end = len(text) if last >= len(ends) - 1 else ends[last]
+            end = self._cut(text, start, end, limit)
+            if any(letter.isalnum() for letter in text[start:end]):
+                pieces.append((start, end))
+            start = trim_start(text, end, len(text))
+        return pieces
+
+    def _cut(self, text: str, start: int, end: int, limit: int) -> int:
+        """Where a piece of `limit` tokens that begins at `start` and may reach to `end` is best cut."""
+        while end > start + 1 and self.count(text[start:end]) > limit:
+            end -= 1
+        if end == len(text):
+            return end
+        for cut in CUTS:
+            places = [found.start() for found in cut.finditer(text, start + 1, end + 1) if found.start() <= end]
+            if places:
+                return places[-1]
+        return end
+
+    def _encoding(self, text: str) -> Any:
+        return self.fast.backend_tokenizer.encode(text.replace("<", " "), add_special_tokens=False)
 
     def prompt_ids(self, text: TextTokens) -> list[int]:
         """<s> text <ground>."""

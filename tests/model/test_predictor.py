@@ -117,12 +117,14 @@ def test_the_same_input_gives_the_same_answer() -> None:
     assert PREDICTOR.ground([tiny_image()], REPORT) == PREDICTOR.ground([tiny_image()], REPORT)
 
 
-def test_the_rules_overrule_a_model_that_asserts_what_the_report_denies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asserts_everything(image_tokens: object, prompts: list[TextTokens], tokens: object) -> object:
-        emissions = [[Emission(0, prompt.offsets[-1][1], False)] for prompt in prompts]
-        states = torch.zeros(len(prompts), 32)
-        return emissions, PhraseStates(states, states)
+def asserts_everything(image_tokens: object, prompts: list[TextTokens], tokens: object) -> object:
+    """Stands for a model that copies every text whole and negates none."""
+    emissions = [[Emission(0, prompt.offsets[-1][1], False)] for prompt in prompts]
+    states = torch.zeros(len(prompts), 32)
+    return emissions, PhraseStates(states, states)
 
+
+def test_the_rules_overrule_a_model_that_asserts_what_the_report_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PREDICTOR._network.language, "generate", asserts_everything)
     report = read_plain_report("No pneumothorax. Left effusion. Mass has resolved.")
     findings = PREDICTOR.ground([tiny_image()], report).findings
@@ -132,3 +134,20 @@ def test_the_rules_overrule_a_model_that_asserts_what_the_report_denies(monkeypa
         ("Mass has resolved.", True),
     ]
     assert all(not f.boxes for f in findings if f.negated)
+
+
+def test_a_list_under_a_denial_is_denied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PREDICTOR._network.language, "generate", asserts_everything)
+    report = read_plain_report("There is no evidence of:\n- pneumothorax\n- pleural effusion\n\nLeft nodule.")
+    said = {f.phrase: f.negated for f in PREDICTOR.ground([tiny_image()], report).findings}
+    assert said["pneumothorax"] and said["pleural effusion"] and not said["Left nodule."]
+
+
+@pytest.mark.parametrize("start", ["Left effusion", "No effusion"])
+def test_a_sentence_longer_than_the_prompt_is_read_to_its_end(monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+    monkeypatch.setattr(PREDICTOR._network.language, "generate", asserts_everything)
+    text = start + ", nodule in the left lower lobe" * 60 + ", enlarged heart."
+    findings = PREDICTOR.ground([tiny_image()], read_plain_report(text)).findings
+    assert all(f.source is not None and text[f.source.start : f.source.end] == f.phrase for f in findings)
+    assert max(f.source.end for f in findings if f.source) == len(text)
+    assert {f.negated for f in findings} == {start.startswith("No")}

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.negation import is_negated, negated_scopes
+from grounding.negation import ReportGuard, is_negated, negated_scopes
+from grounding.text import read_plain_report, split_sentences
+from grounding.types import Span
 
 NEGATED = [
     ("No pneumothorax.", "pneumothorax"),
@@ -26,6 +28,24 @@ NEGATED = [
     ("Rule out pneumonia.", "pneumonia"),
     ("There is an effusion but no pneumothorax.", "pneumothorax"),
     ("The endotracheal tube has been removed.", "endotracheal tube"),
+    ("Pneumothorax: None.", "Pneumothorax"),
+    ("Pleural effusion: No", "Pleural effusion"),
+    ("Pleural effusion: absent.", "Pleural effusion"),
+    ("Pneumothorax: not present", "Pneumothorax"),
+    ("Pneumothorax - none", "Pneumothorax"),
+    ("Pneumothorax - none on the right.", "Pneumothorax"),
+    ("Pneumothorax (no)", "Pneumothorax"),
+    ("Effusion: negative", "Effusion"),
+    ("Effusion: small. Pneumothorax: none, nodule: no", "Pneumothorax"),
+    ("No evidence of: pneumothorax, effusion", "effusion"),
+    ("Negative for any of the following:\npneumothorax", "pneumothorax"),
+    ("Kein Pneumothorax.", "Pneumothorax"),
+    ("Keine Infiltrate.", "Infiltrate"),
+    ("ohne Erguss", "Erguss"),
+    ("sin derrame pleural", "derrame pleural"),
+    ("pas de pneumothorax", "pneumothorax"),
+    ("pas d'épanchement", "épanchement"),
+    ("pas d’épanchement", "épanchement"),
 ]
 ASSERTED = [
     ("There is a left effusion.", "left effusion"),
@@ -40,7 +60,39 @@ ASSERTED = [
     ("Pneumothorax has resolved; effusion persists.", "effusion"),
     ("Nodule in the left lung.", "Nodule"),
     ("Not only an effusion.", "effusion"),
+    ("Pneumothorax: small right apical", "Pneumothorax"),
+    ("Effusion - none on the right, large left effusion", "large left effusion"),
+    ("Effusion - none on the right, large left effusion", "Effusion"),
+    ("Pneumothorax: no, effusion: small", "effusion"),
+    ("Pneumothorax (no), left effusion", "left effusion"),
+    ("Pneumothorax: none\nEffusion: small", "Effusion"),
+    ("Effusion: small\nPneumothorax: none", "Effusion"),
+    ("nodule (no change)", "nodule"),
+    ("Nodule: no change", "Nodule"),
+    ("Nodule, interval change: none", "Nodule"),
+    ("no change in the right effusion", "right effusion"),
+    ("not significantly changed consolidation", "consolidation"),
+    ("No acute findings: old fracture", "old fracture"),
+    ("keine Veränderung des Ergusses", "Ergusses"),
+    ("sin cambios en el derrame pleural", "derrame pleural"),
+    ("pas de changement de l'épanchement", "épanchement"),
 ]
+LINES = [
+    ("There is no evidence of:\n- pneumothorax\n- pleural effusion", {"pneumothorax", "pleural effusion"}),
+    ("Negative for the following:\n\n1. pneumothorax\n2. nodule\n\n1. opacity", {"pneumothorax", "nodule"}),
+    ("The following are not seen:\n- nodule\nLeft opacity.", {"nodule"}),
+    ("No evidence of:\npneumothorax\n\nLeft opacity.", {"pneumothorax"}),
+    ("FINDINGS:\nNo evidence of:\n- nodule. Left opacity.\nIMPRESSION:\n- pneumothorax", {"nodule"}),
+    ("No pleural effusion,\nPneumothorax or nodule.\nLeft opacity", {"pleural effusion", "Pneumothorax", "nodule"}),
+    ("No pleural effusion,\nPneumothorax,\nnodule.", {"pleural effusion", "Pneumothorax", "nodule"}),
+    ("No pleural effusion,\nbut left opacity.", {"pleural effusion"}),
+    ("- No pleural effusion,\n- left opacity,\n- nodule", {"pleural effusion"}),
+    ("No nodule.\nSmall pleural effusion,\nleft opacity", {"nodule"}),
+    ("No evidence of:\n- pneumothorax,\n- pleural effusion,\nnodule", {"pneumothorax", "pleural effusion", "nodule"}),
+    ("Findings:\n- nodule\n- left opacity", set()),
+    ("No change in:\n- nodule\n- left opacity", set()),
+]
+PHRASES = ["pneumothorax", "Pneumothorax", "pleural effusion", "nodule", "opacity"]
 
 
 def place(sentence: str, phrase: str) -> tuple[int, int]:
@@ -57,6 +109,26 @@ def test_negated(sentence: str, phrase: str) -> None:
 @pytest.mark.parametrize(("sentence", "phrase"), ASSERTED)
 def test_asserted(sentence: str, phrase: str) -> None:
     assert not is_negated(sentence, *place(sentence, phrase))
+
+
+def denied(text: str, sentences: tuple[Span, ...]) -> set[str]:
+    guard = ReportGuard(text)
+    places = [(text.find(phrase), phrase) for phrase in PHRASES if phrase in text]
+    return {
+        phrase
+        for at, phrase in places
+        for sentence in sentences
+        if sentence.start <= at < sentence.end and guard.is_negated(sentence, at, at + len(phrase))
+    }
+
+
+@pytest.mark.parametrize(("text", "expected"), LINES)
+def test_a_negation_reaches_into_the_lines_that_it_introduces(text: str, expected: set[str]) -> None:
+    assert denied(text, read_plain_report(text).sentences) == expected
+    lines = [text.index(line) for line in text.split("\n") if line]
+    ends = [*(start - 1 for start in lines[1:]), len(text)]
+    by_line = [s for start, end in zip(lines, ends, strict=True) for s in split_sentences(text, start, end)]
+    assert denied(text, tuple(by_line)) == expected
 
 
 @given(st.text(alphabet=st.sampled_from(list("no t;.,bueffsion ")), max_size=60))
