@@ -103,7 +103,7 @@ def train(
         run(recipe)
 
 
-def evaluate(  # noqa: PLR0913 - one parameter per option  # noqa: PLR0913 - one parameter per option
+def evaluate(  # noqa: PLR0913 - one parameter per option
     manifest: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, metavar="FILE.jsonl", help="The grounding set.")
     ] = None,
