@@ -19,6 +19,11 @@ CUTS = [re.compile(cut) for cut in (r"(?<=;)", r"(?<=,)(?=\s)", r"(?=\sand\s)", 
 SPECIAL = [PAD, BOS, EOS, GROUND, BOX, NEG]
 
 
+_UNREADABLE = re.compile("[<\ud800-\udfff]")
+"""What the tokenizer must not see, each read as a space: the sign its special tokens begin with, and halves of
+surrogate pairs, which a damaged text may hold and no encoding can."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextTokens:
     """Token ids of a text, the characters [start, end) of each, and whether a word starts there."""
@@ -87,7 +92,7 @@ class GroundingTokenizer:
         return end
 
     def _encoding(self, text: str) -> Any:
-        return self.fast.backend_tokenizer.encode(text.replace("<", " "), add_special_tokens=False)
+        return self.fast.backend_tokenizer.encode(_UNREADABLE.sub(" ", text), add_special_tokens=False)
 
     def prompt_ids(self, text: TextTokens) -> list[int]:
         """<s> text <ground>."""
