@@ -47,7 +47,7 @@ _TURN = re.compile(
     re.IGNORECASE,
 )
 _FOLLOWING = re.compile(r"(?:\s+(?:any|of|the|these|either|following|following findings))*\s*:", re.IGNORECASE)
-_FOLLOWING_ARE_NOT = re.compile(rf"\bfollowing\b[^.:;]*{_AFTER.pattern}\s*:$", re.IGNORECASE)
+_FOLLOWING_ARE_NOT = re.compile(rf"\bfollowing\b[^.:;]{{0,80}}{_AFTER.pattern}\s*:$", re.IGNORECASE)
 _ANSWER = re.compile(
     r"(?<!change)(?<!changes)(?:\s*[:=(]|\s[-\u2013\u2014])[ \t]*"
     r"(?:no|none|nil|absent|negative|not (?:present|seen|identified|visible|evident|detected))"
