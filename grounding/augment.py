@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 from scipy import ndimage
 
 from grounding.geometry import BoxTuple
@@ -82,6 +84,74 @@ def draw_affine(rng: np.random.Generator, limits: AffineRange, boxes: Sequence[B
         if all(move.box(b)[2] * move.box(b)[3] >= 0.7 * b[2] * b[3] * move.scale_x * move.scale_y for b in boxes):
             return move
     return Affine(1.0, 1.0, 0.0, 0.0, 0.0, mirrored)
+
+
+def vary_film(rng: np.random.Generator, image: Image) -> Image:
+    """What scanners, workstations and figures of papers do to a film: float32[S, S] in [0, 1] to the same.
+
+    Uneven exposure, equalised histograms, collimation, letters and arrows, and the wear of JPEG.
+    """
+    out = image
+    if rng.random() < 0.25:
+        out = np.clip(out * (1 + _shading(rng, out.shape[0], rng.uniform(0.05, 0.3))), 0, 1)
+    if rng.random() < 0.12:
+        out = _equalized(out, float(rng.uniform(0.3, 1.0)))
+    if rng.random() < 0.2:
+        out = _collimated(rng, out)
+    if rng.random() < 0.3:
+        out = _lettered(rng, out)
+    if rng.random() < 0.25:
+        out = _jpeg(out, int(rng.integers(15, 75)))
+    return np.asarray(out, dtype=np.float32)
+
+
+def _shading(rng: np.random.Generator, size: int, depth: float) -> Image:
+    """A slow field of mean 0, as a tilted grid or a short distance gives."""
+    cells = rng.uniform(-depth, depth, (3, 3)).astype(np.float32)
+    field = PillowImage.fromarray(cells, mode="F").resize((size, size), PillowImage.Resampling.BICUBIC)
+    return np.asarray(field, dtype=np.float32)
+
+
+def _equalized(image: Image, share: float) -> Image:
+    """A mixture of the picture and its histogram-equalised self."""
+    levels = np.clip(image * 255, 0, 255).astype(np.uint8)
+    ranks = np.cumsum(np.bincount(levels.ravel(), minlength=256)) / levels.size
+    mixed: Image = ((1 - share) * image + share * ranks[levels]).astype(np.float32)
+    return mixed
+
+
+def _collimated(rng: np.random.Generator, image: Image) -> Image:
+    """Borders in one tone, black or white, on some sides."""
+    out, tone = image.copy(), float(rng.choice([0.0, rng.uniform(0, 0.2), 1.0], p=[0.5, 0.3, 0.2]))
+    for turn in range(4):
+        width = int(image.shape[0] * rng.uniform(0, 0.06)) if rng.random() < 0.5 else 0
+        np.rot90(out, turn)[:width] = tone
+    return out
+
+
+def _lettered(rng: np.random.Generator, image: Image) -> Image:
+    """Letters, words or arrows as on films and in figures: bright or dark, anywhere near the border."""
+    size = image.shape[0]
+    picture = PillowImage.fromarray(image, mode="F")
+    pen = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(1, 4))):
+        edge = rng.uniform(0.01, 0.12) if rng.random() < 0.5 else rng.uniform(0.85, 0.95)
+        x, y = rng.uniform(0.01, 0.9) * size, edge * size
+        tone = float(rng.choice([0.0, 1.0], p=[0.2, 0.8]))
+        if rng.random() < 0.8:
+            text = str(rng.choice(["L", "R", "A", "B", "C", "D", "a", "AP", "PORTABLE", "SUPINE", "ERECT 10:42", "LT"]))
+            pen.text((x, y), text, fill=tone, font=ImageFont.load_default(int(size * rng.uniform(0.035, 0.11))))
+        else:
+            tip = (rng.uniform(0.2, 0.8) * size, rng.uniform(0.2, 0.8) * size)
+            pen.line([(tip[0] + size * 0.07, tip[1] + size * rng.uniform(-0.05, 0.05)), tip], fill=tone, width=2)
+    return np.asarray(picture, dtype=np.float32)
+
+
+def _jpeg(image: Image, quality: int) -> Image:
+    stream = BytesIO()
+    PillowImage.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8)).save(stream, "JPEG", quality=quality)
+    with PillowImage.open(stream) as worn:
+        return np.asarray(worn, dtype=np.float32) / np.float32(255)
 
 
 def vary_exposure(rng: np.random.Generator, image: Image, strength: float) -> Image:

@@ -7,19 +7,19 @@ sentence). Only rows whose licence is stated are used; a patient with one unlice
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grounding.augment import AffineRange, draw_affine, vary_exposure
+from grounding.augment import AffineRange, draw_affine, vary_exposure, vary_film
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
 from grounding.knowledge import KnowledgeBank
 from grounding.phantom import PhantomStudy
 from grounding.types import Image
 
-PHANTOM_MOVES = AffineRange(scale=0.10, shift=0.06, degrees=4)
+PHANTOM_MOVES = AffineRange(scale=0.16, shift=0.07, degrees=6)
 REAL_MOVES = AffineRange(scale=0.22, shift=0.10, degrees=8)
 
 
@@ -86,6 +86,12 @@ def phantom_prompts(study: PhantomStudy) -> list[Prompt]:
     return prompts
 
 
+def anatomy_prompts(study: PhantomStudy) -> list[Prompt]:
+    """The structures of a generated patient, each as a text of its own."""
+    frame = Frame(study.image.shape[0], study.image.shape[1], canvas=256)
+    return [Prompt(name, (Answer(0, len(name), False, (frame.to_model(box),)),)) for name, box in study.anatomy]
+
+
 def pick_prompts(rng: np.random.Generator, prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """At most `count` prompts, those with something to ground first; now and then the bare phrase instead."""
     order = rng.permutation(len(prompts))
@@ -104,11 +110,16 @@ def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
 
 
 class AbsentPhrases:
-    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind; every kind equally often."""
+    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind.
+
+    A kind is asked for as often as it is shown: were rare kinds asked for more, the network would learn that they are
+    seldom there.
+    """
 
     def __init__(self, bank: KnowledgeBank, keep: int = 400) -> None:
         self.bank, self.keep = bank, keep
         self._pool: dict[str, list[str]] = defaultdict(list)
+        self._shown: Counter[str] = Counter()
 
     def kind(self, phrase: str) -> str | None:
         """What a phrase looks like on a radiograph, coarsely; None when its entity is not known."""
@@ -119,13 +130,15 @@ class AbsentPhrases:
         """A bare phrase that is true of none of `prompts`; remembers theirs."""
         asserted = [p.text[a.start : a.end] for p in prompts for a in p.answers if not a.negated]
         shown = {phrase: self.kind(phrase) for phrase in asserted}
+        self._shown.update({kind for kind in shown.values() if kind})
         for phrase, kind in shown.items():
             if kind is not None and len(self._pool[kind]) < self.keep:
                 self._pool[kind].append(phrase)
         others = sorted(set(self._pool) - {kind for kind in shown.values() if kind})
         if None in shown.values() or not others:
             return None
-        phrases = self._pool[str(rng.choice(others))]
+        shares = np.array([self._shown[kind] for kind in others], dtype=np.float64)
+        phrases = self._pool[str(rng.choice(others, p=shares / shares.sum()))]
         return spoken(rng, phrases[int(rng.integers(len(phrases)))], ())
 
 
@@ -153,7 +166,7 @@ def make_example(
     )
     strength = 1.0 if moves is REAL_MOVES else 0.6
     picture = stretch_contrast(move.draw(image, size))
-    return Example(vary_exposure(rng, picture, strength), moved)
+    return Example(vary_exposure(rng, vary_film(rng, picture), strength), moved)
 
 
 GROUND_GLASS = ("ground-glass opacity", "ground glass opacities", "hazy opacity", "haziness", "ground-glass changes",

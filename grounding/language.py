@@ -27,6 +27,10 @@ class PhraseStates:
     phrase: Tensor
 
 
+LENGTH_GROUPS = 3
+"""Into how many groups of like length the texts of a batch are parted."""
+
+
 class LanguageModel(nn.Module):
     """A causal language model of transformers that reads image tokens through a projector."""
 
@@ -59,7 +63,24 @@ class LanguageModel(nn.Module):
         return embedded
 
     def forward(self, image_tokens: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
-        """Teacher forcing: float32[S, n, d], int64[S, T] right-padded, bool[S, T] -> states float32[S, T, d]."""
+        """Teacher forcing: float32[S, n, d], int64[S, T] right-padded, bool[S, T] -> states float32[S, T, d].
+
+        Texts of like length are read together, so that little is spent on padding; states of padding are zero.
+        """
+        lengths = mask.sum(1)
+        order = lengths.argsort()
+        states: Tensor | None = None
+        for rows in order.chunk(LENGTH_GROUPS):
+            longest = int(lengths[rows].max())
+            read = self._read(image_tokens[rows], token_ids[rows, :longest], mask[rows, :longest])
+            if states is None:
+                states = read.new_zeros((*token_ids.shape, read.shape[-1]))
+            states[rows, :longest] = read
+        if states is None:
+            raise ValueError("there is no text to read")
+        return states
+
+    def _read(self, image_tokens: Tensor, token_ids: Tensor, mask: Tensor) -> Tensor:
         inputs = torch.cat([image_tokens, self.embed(token_ids)], dim=1)
         whole = torch.cat([mask.new_ones(image_tokens.shape[:2]), mask], dim=1)
         states: Tensor = self.lm.model(inputs_embeds=inputs, attention_mask=whole.long()).last_hidden_state
@@ -133,10 +154,10 @@ class _Generation:
             chosen.append(token)
         if all(row.ended for row in self.rows):
             return False
-        self._read(chosen)
+        self._feed(chosen)
         return True
 
-    def _read(self, chosen: list[int]) -> None:
+    def _feed(self, chosen: list[int]) -> None:
         ids = torch.tensor(chosen, device=self.mask.device)[:, None]
         self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         self.hidden = self._advance(self.language.embed(ids), self.mask.sum(1, keepdim=True) - 1)

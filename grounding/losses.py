@@ -72,10 +72,10 @@ def match(boxes: DecodedBoxes, targets: Targets) -> tuple[Tensor, Tensor, Tensor
 
 
 def loss_language(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the answer's tokens; labels int64[S, T], -100 where nothing is learned."""
-    if not bool((labels != -100).any()):
+    """Cross-entropy of the answer's tokens: logits float32[L, V] of the L labels of int64[S, T] that are not -100."""
+    if not len(logits):
         return logits.sum() * 0.0
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    return F.cross_entropy(logits, labels[labels != -100])
 
 
 def loss_mask(mask_logits: Tensor, targets: Targets) -> Tensor:

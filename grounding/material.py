@@ -22,6 +22,7 @@ from grounding.examples import (
     Prompt,
     RealImage,
     RealRow,
+    anatomy_prompts,
     licensed_patients,
     make_example,
     phantom_prompts,
@@ -29,7 +30,7 @@ from grounding.examples import (
     real_example,
 )
 from grounding.geometry import resize, stretch_contrast
-from grounding.phantom import make_study
+from grounding.phantom import EMPHASIZED, make_study
 from grounding.reading import ReadingLessons
 from grounding.recipe import RealSettings, Recipe
 from grounding.types import Image
@@ -48,22 +49,22 @@ class Phantoms:
 
     def __init__(self, fresh_share: float, keep: int, first_seed: int) -> None:
         self.fresh_share, self.keep, self.next_seed = fresh_share, keep, first_seed
-        self.kept: list[tuple[NDArray[np.uint8], list[Prompt]]] = []
+        self.kept: list[tuple[NDArray[np.uint8], list[Prompt], list[Prompt]]] = []
 
-    def draw(self, rng: np.random.Generator) -> tuple[Image, list[Prompt]]:
-        """A picture float32[256, 256] and its prompts."""
+    def draw(self, rng: np.random.Generator) -> tuple[Image, list[Prompt], list[Prompt]]:
+        """A picture float32[256, 256], the prompts of its report and those of its anatomy."""
         if len(self.kept) > 400 and rng.random() > self.fresh_share:
-            pixels, prompts = self.kept[int(rng.integers(len(self.kept)))]
-            return pixels.astype(np.float32) / np.float32(255), prompts
-        study = make_study(self.next_seed)
+            pixels, prompts, anatomy = self.kept[int(rng.integers(len(self.kept)))]
+            return pixels.astype(np.float32) / np.float32(255), prompts, anatomy
+        study = make_study(self.next_seed, rates=EMPHASIZED)
         self.next_seed += 1
-        prompts = phantom_prompts(study)
-        kept = ((study.image * 255).astype(np.uint8), prompts)
+        prompts, anatomy = phantom_prompts(study), anatomy_prompts(study)
+        kept = ((study.image * 255).astype(np.uint8), prompts, anatomy)
         if len(self.kept) < self.keep:
             self.kept.append(kept)
         else:
             self.kept[int(rng.integers(self.keep))] = kept
-        return study.image, prompts
+        return study.image, prompts, anatomy
 
 
 class Stream(IterableDataset[TrainingBatch]):
@@ -88,11 +89,13 @@ class Stream(IterableDataset[TrainingBatch]):
         sizes = self.recipe.batch
         examples = []
         for _ in range(sizes.phantoms + (0 if self.real else sizes.real)):
-            image, prompts = phantoms.draw(rng)
+            image, prompts, anatomy = phantoms.draw(rng)
             picked = pick_prompts(rng, prompts, sizes.prompts)
             absent = self.absent.draw(rng, prompts)
             if absent is not None and rng.random() < self.recipe.absent_share:
                 picked[-1:] = [absent]
+            if rng.random() < self.recipe.anatomy_share:
+                picked.append(anatomy[int(rng.integers(len(anatomy)))])
             examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))
         if self.real:
             share = weights / weights.sum()
@@ -115,15 +118,20 @@ def validation_phantoms(count: int, canvas: int) -> list[Example]:
 
 
 def load_real(settings: RealSettings) -> tuple[list[RealImage], list[RealImage]]:
-    """Licensed real radiographs for training and validation, parted by patient; empty where the set is absent."""
+    """Real radiographs for training and validation, parted by patient; empty where the set is absent."""
     root = settings.root
     rows = [
         (root / m, json.loads(line)) for m in settings.manifests if (root / m).is_file() for line in _lines(root / m)
     ]
-    if not rows:
+    if settings.manifests and not rows:
         log.warning("no real radiographs under %s: training on generated ones alone", root)
+    if not rows:
         return [], []
-    allowed = licensed_patients((row["patient"], row["license"]) for _, row in rows)
+    allowed = {row["patient"] for _, row in rows}
+    if settings.licences == "stated":
+        allowed = licensed_patients((row["patient"], row["license"]) for _, row in rows)
+    if settings.folds is not None:
+        allowed -= fold_patients(sorted({row["patient"] for _, row in rows}), settings.folds)[settings.fold]
     grouped: dict[tuple[Path, str], list[RealRow]] = defaultdict(list)
     for manifest, row in rows:
         if row["patient"] in allowed:
@@ -133,8 +141,23 @@ def load_real(settings: RealSettings) -> tuple[list[RealImage], list[RealImage]]
     return [i for i in images if i.patient not in held], [i for i in images if i.patient in held]
 
 
+def fold_patients(patients: list[str], folds: int) -> list[set[str]]:
+    """The test patients of each fold of a cross-validation: every source dealt out in turn."""
+    dealt: list[set[str]] = [set() for _ in range(folds)]
+    by_source: dict[str, list[str]] = defaultdict(list)
+    for patient in sorted(set(patients)):
+        by_source[patient.split("-")[0]].append(patient)
+    for group in by_source.values():
+        order = np.random.default_rng(len(group)).permutation(len(group))
+        for place, index in enumerate(order):
+            dealt[place % folds].add(group[index])
+    return dealt
+
+
 def held_out(patients: list[str], share: float) -> set[str]:
     """The patients of validation: every n-th of each source, so that the split never moves."""
+    if share == 0:
+        return set()
     step = max(2, round(1 / share))
     by_source: dict[str, list[str]] = defaultdict(list)
     for patient in patients:

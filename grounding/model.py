@@ -37,7 +37,10 @@ class TextBatch:
 
 @dataclass(frozen=True, slots=True)
 class NetworkOutput:
-    """What a teacher-forced pass gives: language logits float32[S, T, V], boxes, bank scores float32[N, M] or None."""
+    """What a teacher-forced pass gives: boxes, bank scores float32[N, M] or None, and language logits float32[L, V].
+
+    The logits are those of the L labelled positions, in the order of the texts.
+    """
 
     logits: Tensor
     boxes: DecodedBoxes | None
@@ -113,7 +116,7 @@ class KnowMVG(nn.Module):
         features = self.encode_images(pixels)
         image_tokens = self.language.image_tokens(features.coarse)[batch.image_of_text]
         states = self.language(image_tokens, batch.token_ids, batch.mask)
-        logits = self.language.logits(states)
+        logits = self.language.logits(states[batch.labels != -100])
         if len(batch.text_of_phrase) == 0:
             return NetworkOutput(logits, None, None)
         image_index = batch.image_of_text[batch.text_of_phrase]

@@ -7,6 +7,7 @@ stream of the seed. `python -m grounding.phantom --sheet out.png` draws a contac
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ from grounding.anatomy import (
     Chest,
     Field,
     Frame,
+    bounding_box,
     paint_density,
     ramp,
     sample_anatomy,
@@ -29,9 +31,9 @@ from grounding.anatomy import (
 )
 from grounding.lesions import AIRSPACE, DEVICE_LABELS, LUNG_LABELS, Canvas, Lesion, paint
 from grounding.phantom_report import PhantomPhrase, write_report
-from grounding.types import Image, ReportText
+from grounding.types import Box, Image, ReportText
 
-__all__ = ["PhantomPhrase", "PhantomStudy", "make_study"]
+__all__ = ["BENCHMARK", "EMPHASIZED", "PhantomPhrase", "PhantomStudy", "Rates", "make_study"]
 
 WEIGHTS = {
     "consolidation": 2.0,
@@ -52,17 +54,39 @@ BILATERAL = {
     "pleural_effusion": 0.25,
     "atelectasis": 0.15,
 }
-NORMAL_SHARE, CARDIOMEGALY_SHARE, ABSENT_SHARE, DEVICE_SHARE = 0.17, 0.26, 0.085, 0.07
+NORMAL_SHARE, CARDIOMEGALY_SHARE, ABSENT_SHARE = 0.17, 0.26, 0.085
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """How often things are drawn: relative weights of the findings of the lungs, and the share of each device."""
+
+    findings: Mapping[str, float]
+    devices: Mapping[str, float]
+
+
+BENCHMARK = Rates(WEIGHTS, dict.fromkeys(DEVICE_LABELS, 0.07))
+"""The rates of the generated studies that models are compared on."""
+
+EMPHASIZED = Rates(
+    {**WEIGHTS, "nodule": 2.4, "mass": 1.8, "atelectasis": 2.6, "pneumothorax": 2.0, "pleural_effusion": 2.4},
+    {"central_line": 0.22, "endotracheal_tube": 0.12, "nasogastric_tube": 0.08, "pacemaker": 0.07},
+)
+"""Rates for training: what is hard to see comes more often."""
 
 
 @dataclass(frozen=True, slots=True)
 class PhantomStudy:
-    """A generated radiograph and report. `sections` are (title, text) in the report's order; boxes are image pixels."""
+    """A generated radiograph and report. `sections` are (title, text) in the report's order; boxes are image pixels.
+
+    `anatomy` names the structures of the patient, whatever the report says of them.
+    """
 
     image: Image
     report: ReportText
     phrases: tuple[PhantomPhrase, ...]
     sections: tuple[tuple[str, str], ...]
+    anatomy: tuple[tuple[str, Box], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +97,66 @@ class Plan:
     findings: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def make_study(seed: int, size: int = 256, *, shape: tuple[int, int] | None = None) -> PhantomStudy:
+def make_study(
+    seed: int, size: int = 256, *, shape: tuple[int, int] | None = None, rates: Rates = BENCHMARK
+) -> PhantomStudy:
     """Draw the study of `seed` on `size` x `size` pixels, or on `shape` (rows, columns)."""
-    image, lesions = draw(seed, shape or (size, size))
+    picture = draw(seed, shape or (size, size), rates=rates)
     words = np.random.default_rng([seed, 3])
-    written = write_report(words, [*lesions, *_absent(words, lesions)])
-    return PhantomStudy(image, written.report, written.phrases, written.sections)
+    written = write_report(words, [*picture.lesions, *_absent(words, picture.lesions)])
+    return PhantomStudy(
+        picture.image, written.report, written.phrases, written.sections, tuple(structures(picture.chest))
+    )
 
 
-def draw(seed: int, shape: tuple[int, int], *, with_findings: bool = True) -> tuple[Image, list[Lesion]]:
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawn radiograph, its findings and its anatomy."""
+
+    image: Image
+    lesions: list[Lesion]
+    chest: Chest
+
+
+def draw(seed: int, shape: tuple[int, int], *, with_findings: bool = True, rates: Rates = BENCHMARK) -> Picture:
     """The picture of `seed` and what is drawn in it; without findings, the same patient (the heart stays as it is)."""
     body, ill = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 2])
-    plan = _plan(ill)
+    plan = _plan(ill, rates)
     chest = Chest(sample_frame(body, shape), sample_anatomy(body, cardiomegaly=plan.cardiomegaly))
     density, vessels = paint_density(chest, body)
     canvas = Canvas.blank(chest)
     lesions = _draw_findings(canvas, ill, plan) if with_findings else []
-    return _film(_expose(canvas, density, vessels), chest.frame, np.random.default_rng([seed, 4])), lesions
+    image = _film(_expose(canvas, density, vessels), chest.frame, np.random.default_rng([seed, 4]))
+    return Picture(image, lesions, chest)
 
 
-def _plan(rng: np.random.Generator) -> Plan:
-    devices = [(name, (int(rng.choice([RIGHT, LEFT])),)) for name in DEVICE_LABELS if rng.random() < DEVICE_SHARE]
+def structures(chest: Chest) -> list[tuple[str, Box]]:
+    """Boxes of the lungs, their thirds, the heart with the mediastinum, and the trachea with its bifurcation."""
+    found: list[tuple[str, Box]] = []
+    for side, name in ((RIGHT, "right"), (LEFT, "left")):
+        lung = bounding_box(chest.lung[side] * (1 - chest.heart) > 0.5)
+        if lung is None:
+            continue
+        found.append((f"{name} lung", lung))
+        third = (lung.y2 - lung.y1) / 3
+        for index, level in enumerate(("upper", "middle", "lower")):
+            box = Box(lung.x1, lung.y1 + index * third, lung.x2, lung.y1 + (index + 1) * third)
+            found.append((f"{name} {level} lung zone", box))
+    column = (np.abs(chest.u) < chest.anatomy.mediastinum) & (chest.v > 0) & (chest.abdomen < 0.5)
+    heart = bounding_box((chest.heart * (1 - chest.abdomen) > 0.5) | column)
+    airways = bounding_box((np.abs(chest.u - chest.anatomy.trachea) < 0.16) & (chest.v > -0.25) & (chest.v < 0.44))
+    named = (("heart and mediastinum", heart), ("trachea and main bronchi", airways))
+    return found + [(name, box) for name, box in named if box is not None]
+
+
+def _plan(rng: np.random.Generator, rates: Rates) -> Plan:
+    devices = [
+        (name, (int(rng.choice([RIGHT, LEFT])),)) for name in DEVICE_LABELS if rng.random() < rates.devices[name]
+    ]
     if rng.random() < NORMAL_SHARE:
         return Plan(False, tuple(devices[:1]))
     large = bool(rng.random() < CARDIOMEGALY_SHARE)
-    weights = np.array([WEIGHTS[label] for label in LUNG_LABELS])
+    weights = np.array([rates.findings[label] for label in LUNG_LABELS])
     count = int(rng.choice([0 if large else 1, 1, 2, 3, 4], p=[0.2, 0.3, 0.28, 0.15, 0.07]))
     chosen = [LUNG_LABELS[i] for i in rng.choice(len(LUNG_LABELS), count, replace=False, p=weights / weights.sum())]
     findings: list[tuple[str, tuple[int, ...]]] = []

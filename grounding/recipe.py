@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -36,25 +37,38 @@ class OptimizerSettings(Section):
 
 
 class RealSettings(Section):
-    """Manifests of real radiographs, relative to `root`; patients of `validation_share` are held out."""
+    """Manifests of real radiographs, relative to `root`; patients of `validation_share` are held out.
+
+    `licences`: `stated` takes only films whose licence allows training, `any` all of them, for models that are
+    measured and thrown away. With `folds`, the patients of `fold` (from 0) are kept out of the run altogether.
+    """
 
     root: Path
     manifests: list[str]
-    validation_share: float = Field(default=0.15, gt=0, lt=0.5)
+    validation_share: float = Field(default=0.15, ge=0, lt=0.5)
+    licences: Literal["stated", "any"] = "stated"
+    folds: int | None = Field(default=None, ge=2)
+    fold: int = Field(default=0, ge=0)
 
 
 class Recipe(Section):
-    """Everything a run needs. `minutes` are of processor time of each process, which the schedule follows."""
+    """Everything a run needs. `minutes` are of processor time of each process, which the schedule follows.
+
+    `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
+    """
 
     model: KnowMVGConfig
     vocabulary: int = Field(default=1600, ge=300)
     tokenizer_reports: int = Field(default=1500, ge=1)
     run_dir: Path
+    start: Path | None = None
+    train_language: bool = True
     seed: int = 7
     minutes: float = Field(gt=0)
     batch: BatchSizes
     fresh_share: float = Field(default=0.4, gt=0, le=1)
     absent_share: float = Field(default=0.3, ge=0, le=1)
+    anatomy_share: float = Field(default=0.35, ge=0, le=1)
     keep: int = Field(default=20_000, ge=1)
     processes: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)

@@ -52,7 +52,7 @@ def test_giou_falls_with_the_distance_of_boxes_that_do_not_meet() -> None:
 
 def test_an_absent_phrase_teaches_presence_alone() -> None:
     boxes = make_boxes([[0.5, 0.5, 0.1, 0.1], [0.2, 0.2, 0.1, 0.1]], [4.0, -4.0])
-    output = NetworkOutput(torch.zeros(1, 2, 5), boxes, None)
+    output = NetworkOutput(torch.zeros(0, 5), boxes, None)
     terms = losses(output, torch.full((1, 2), -100), make_targets([[0.5, 0.5, 0.1, 0.1]], [False]), LossWeights())
     assert terms["refined"] == 0 and terms["coarse"] == 0 and terms["language"] == 0
     assert terms["presence"] > 1
