@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from grounding.checkpoint import load_predictor
-from grounding.phantom import PhantomStudy, make_study
+from grounding.phantoms.study import PhantomStudy, make_study
 
 FIRST_SEED = 4_000_000_000
 """Far from the seeds of training."""

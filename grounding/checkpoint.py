@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
-from grounding.model import KnowMVG
+from grounding.network.model import KnowMVG
 from grounding.predictor import Predictor
 from grounding.tokens import GroundingTokenizer
 from grounding.types import ModelError, ModelIdentity

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from grounding.backbone import ImageFeatures
 from grounding.copying import Emission
-from grounding.decoder import DecodedBoxes
 from grounding.knowledge import KnowledgeBank
-from grounding.language import PhraseStates
-from grounding.model import KnowMVG
 from grounding.negation import ReportGuard, is_negated
+from grounding.network.backbone import ImageFeatures
+from grounding.network.decoder import DecodedBoxes
+from grounding.network.language import PhraseStates
+from grounding.network.model import KnowMVG
 from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from grounding.config import KnowMVGConfig
 from grounding.copying import Emission
-from grounding.decoder import DecodedBoxes
 from grounding.geometry import Frame, iou, stretch_contrast
 from grounding.knowledge import KnowledgeBank
-from grounding.model import TextBatch
+from grounding.network.decoder import DecodedBoxes
+from grounding.network.model import TextBatch
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Image, ScoredBox, Span
 

@@ -35,7 +35,7 @@ from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.overlay import draw_overlay
 from dicom_node.results.reading import read_boxes
 from dicom_node.scu import open_association
-from grounding.phantom import make_study
+from grounding.phantoms.study import make_study
 from grounding.types import Grounding
 
 SEED, SHAPE = 900_019, (1152, 960)

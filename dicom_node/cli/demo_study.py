@@ -15,7 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node.clock import derive_uid
 
 if TYPE_CHECKING:
-    from grounding.phantom import PhantomStudy
+    from grounding.phantoms.study import PhantomStudy
     from grounding.types import Image
 
 DX_PRESENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.1.1"

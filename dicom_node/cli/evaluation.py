@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from dicom_node.cli.ground import read_dicom
 from dicom_node.pixels import render
-from grounding import evaluate as evaluation
-from grounding.dataset import load_image, read_manifest
+from grounding.evaluation import evaluate as evaluation
+from grounding.sets.manifest import load_image, read_manifest
 from grounding.types import Image
 
 FIRST_TEST_SEED = 0

@@ -23,7 +23,7 @@ from dicom_node.results.gsps import build_gsps
 from dicom_node.results.overlay import draw_overlay
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import Equipment, ResultInput, ResultOptions
-from grounding.dataset import load_image
+from grounding.sets.manifest import load_image
 from grounding.types import Grounder, Grounding, Image
 
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")

@@ -96,7 +96,7 @@ def train(
     """
     import logging
 
-    from grounding.train import train as run
+    from grounding.training.train import train as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with plain_model_errors():
@@ -145,8 +145,8 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 @contextmanager
 def plain_model_errors() -> Iterator[None]:
     """Turn what `grounding` raises about bad input into NodeError, which `main` prints as one sentence."""
-    from grounding.dataset import ManifestError
-    from grounding.recipe import RecipeError
+    from grounding.sets.manifest import ManifestError
+    from grounding.training.recipe import RecipeError
     from grounding.types import ModelError
 
     try:

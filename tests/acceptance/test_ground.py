@@ -15,7 +15,7 @@ from PIL import Image as PilImage
 from pydicom import dcmread
 
 from dicom_node.results.reading import read_boxes
-from grounding.phantom import make_study
+from grounding.phantoms.study import make_study
 from tests.builders import make_report_dataset, write
 
 ROOT = Path(__file__).parents[2]

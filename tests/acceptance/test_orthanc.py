@@ -18,7 +18,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dicom_node.results.reading import read_boxes
-from grounding.phantom import make_study
+from grounding.phantoms.study import make_study
 from tests.acceptance.peers import ROOT, Node, Orthanc, network, require, validate
 from tests.builders import (
     DX_PRESENTATION_STORAGE,

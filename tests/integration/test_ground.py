@@ -19,7 +19,7 @@ from dicom_node.cli.ground import Outcome, ground_source, read_source
 from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
 from dicom_node.results.reading import read_boxes
-from grounding.dataset import ManifestError
+from grounding.sets.manifest import ManifestError
 from grounding.types import Grounding, Image, ReportText
 from tests.builders import encode, make_cxr_dataset, make_report_dataset, write
 from tests.fakes import FakeGrounder, FrozenClock

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from grounding.batch import Batcher, TrainingBatch
 from grounding.config import KnowMVGConfig
-from grounding.examples import Answer, Example, Prompt
 from grounding.knowledge import KnowledgeBank, load_bank
-from grounding.model import KnowMVG
+from grounding.network.model import KnowMVG
 from grounding.tokens import GroundingTokenizer
+from grounding.training.batch import Batcher, TrainingBatch
+from grounding.training.examples import Answer, Example, Prompt
 
 OFF: dict[str, Any] = {
     "knowledge": {"prompts": False, "prior_map": False},

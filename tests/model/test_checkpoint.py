@@ -11,7 +11,7 @@ import torch
 
 from grounding.checkpoint import CONFIG, FILES, WEIGHTS, digest, load_predictor, read_config, save_checkpoint
 from grounding.knowledge import load_bank
-from grounding.model import KnowMVG
+from grounding.network.model import KnowMVG
 from grounding.types import ModelError, ReportText, Span
 from tests.model.networks import make_network, stir, tiny_image, tiny_tokens
 

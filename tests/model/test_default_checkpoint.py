@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from grounding.checkpoint import default_checkpoint, load_predictor
-from grounding.evaluate import evaluate_phantoms
-from grounding.phantom import make_study
+from grounding.evaluation.evaluate import evaluate_phantoms
+from grounding.phantoms.study import make_study
 from grounding.predictor import Predictor
 from grounding.text import read_plain_report
 

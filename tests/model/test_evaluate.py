@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.dataset import ManifestError, ManifestRow, read_manifest, write_phantom_set
-from grounding.evaluate import Reference, evaluate, evaluate_phantoms, matching_finding
-from grounding.phantom import make_study
+from grounding.evaluation.evaluate import Reference, evaluate, evaluate_phantoms, matching_finding
+from grounding.phantoms.study import make_study
+from grounding.sets.manifest import ManifestError, ManifestRow, read_manifest, write_phantom_set
 from grounding.types import Box, Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
 
 SEEDS = range(40)

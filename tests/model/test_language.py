@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grounding.copying import CopyConstraint, Emission
 from grounding.knowledge import load_bank
-from grounding.model import KnowMVG
+from grounding.network.model import KnowMVG
 from grounding.processor import Processor
 from tests.model.networks import TEXTS, make_network, tiny_tokens
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from grounding.boxes import paired_iou
-from grounding.decoder import DecodedBoxes
-from grounding.losses import LossWeights, Targets, box_loss, losses, match
-from grounding.model import NetworkOutput
+from grounding.network.boxes import paired_iou
+from grounding.network.decoder import DecodedBoxes
+from grounding.network.model import NetworkOutput
+from grounding.training.losses import LossWeights, Targets, box_loss, losses, match
 
 
 def make_boxes(refined: list[list[float]], presence: list[float] | None = None) -> DecodedBoxes:

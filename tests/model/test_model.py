@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from grounding.boxes import sample_per_image, sample_per_phrase, soft_indicator
-from grounding.decoder import BoxDecoder, DecodedBoxes, move_box
 from grounding.knowledge import load_bank
-from grounding.losses import LossWeights, losses
-from grounding.model import KnowMVG
+from grounding.network.boxes import sample_per_image, sample_per_phrase, soft_indicator
+from grounding.network.decoder import BoxDecoder, DecodedBoxes, move_box
+from grounding.network.model import KnowMVG
+from grounding.training.losses import LossWeights, losses
 from tests.model.networks import OFF, copy_weights, make_batch, make_batcher, make_examples, make_network, stir
 
 
@@ -161,7 +161,7 @@ def test_regions_land_on_their_cells() -> None:
     ramp = torch.arange(8.0).expand(8, 8)
     feature = torch.stack([ramp, ramp.T]).unsqueeze(0).expand(3, -1, -1, -1).contiguous()
     boxes = torch.tensor([[[0.25, 0.75, 0.25, 0.25]], [[0.5, 0.5, 1.0, 1.0]], [[0.8, 0.2, 0.2, 0.1]]])
-    from grounding.boxes import region_grid
+    from grounding.network.boxes import region_grid
 
     per_phrase = sample_per_phrase(feature, region_grid(boxes, 4, 1.0))
     centre = per_phrase.mean(2)[:, 0] + 0.5

@@ -10,7 +10,7 @@ import torch
 
 from grounding.copying import Emission
 from grounding.knowledge import load_bank
-from grounding.language import PhraseStates
+from grounding.network.language import PhraseStates
 from grounding.predictor import Predictor, ReadPhrase, first_of_each
 from grounding.text import read_plain_report
 from grounding.tokens import TextTokens

@@ -11,12 +11,12 @@ import torch
 import yaml
 
 import grounding
-from grounding.boxes import paired_iou
 from grounding.checkpoint import load_predictor
-from grounding.examples import Example
-from grounding.losses import LossWeights, losses
-from grounding.recipe import RecipeError, read_recipe
-from grounding.train import raster, region_iou, train
+from grounding.network.boxes import paired_iou
+from grounding.training.examples import Example
+from grounding.training.losses import LossWeights, losses
+from grounding.training.recipe import RecipeError, read_recipe
+from grounding.training.train import raster, region_iou, train
 from tests.model.networks import make_batch, make_network, prompt, square_box, tiny_image
 
 SQUARES = [(6, 8, 30, 30), (34, 10, 60, 40), (8, 36, 26, 58)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dicom_node.cli.evaluation import evaluate_manifest
 from grounding.checkpoint import read_training_patients, save_checkpoint, save_training_patients
-from grounding.dataset import read_manifest, write_phantom_set
 from grounding.knowledge import load_bank
+from grounding.sets.manifest import read_manifest, write_phantom_set
 from tests.model.networks import make_network, tiny_tokens
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grounding.augment import Affine, AffineRange, draw_affine, vary_exposure
+from grounding.training.augment import Affine, AffineRange, draw_affine, vary_exposure
 
 BOX = (0.4, 0.55, 0.2, 0.3)
 

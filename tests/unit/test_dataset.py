@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from grounding.dataset import ManifestError, load_image, read_manifest, write_phantom_set
-from grounding.phantom import make_study
+from grounding.phantoms.study import make_study
+from grounding.sets.manifest import ManifestError, load_image, read_manifest, write_phantom_set
 from grounding.types import Box, Image
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "grounding"

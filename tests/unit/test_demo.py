@@ -19,7 +19,7 @@ from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import ResultInput
-from grounding.phantom import make_study
+from grounding.phantoms.study import make_study
 from tests.builders import encode
 from tests.fakes import FakeGrounder
 

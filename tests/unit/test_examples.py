@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.examples import (
+from grounding.knowledge import load_bank
+from grounding.phantoms.study import make_study
+from grounding.training.examples import (
     AbsentPhrases,
     Answer,
     Prompt,
@@ -21,11 +23,9 @@ from grounding.examples import (
     swap_sides,
     word_row,
 )
-from grounding.knowledge import load_bank
-from grounding.material import FIRST_TRAINING_SEED, FIRST_VALIDATION_SEED, Phantoms, held_out, load_real
-from grounding.phantom import make_study
-from grounding.reading import ReadingLessons
-from grounding.recipe import RealSettings
+from grounding.training.lessons import ReadingLessons
+from grounding.training.material import FIRST_TRAINING_SEED, FIRST_VALIDATION_SEED, Phantoms, held_out, load_real
+from grounding.training.recipe import RealSettings
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "grounding"
 SETTINGS = RealSettings(

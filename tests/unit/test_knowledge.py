@@ -11,8 +11,8 @@ import pytest
 from pydicom.sr import _concepts_dict
 
 from grounding.knowledge import BANK_PATH, load_bank, parse_bank, read_level, read_side
-from grounding.lesions import LABELS
-from grounding.phantom import make_study
+from grounding.phantoms.lesions import LABELS
+from grounding.phantoms.study import make_study
 from grounding.types import Concept, ModelError
 
 BANK = load_bank()

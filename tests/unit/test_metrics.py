@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.metrics import Score, match_phrases, region_area, region_iou, summarize, token_f1
+from grounding.evaluation.metrics import Score, match_phrases, region_area, region_iou, summarize, token_f1
 from grounding.types import Box
 
 UNIT = Box(0, 0, 10, 10)

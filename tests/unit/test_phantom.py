@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.lesions import DEVICE_LABELS, LABELS, Lesion
-from grounding.phantom import PhantomStudy, contact_sheet, draw, make_study
+from grounding.phantoms.lesions import DEVICE_LABELS, LABELS, Lesion
+from grounding.phantoms.study import PhantomStudy, contact_sheet, draw, make_study
 from grounding.types import Box
 
 SHAPE = (160, 160)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grounding.lesions import LABELS, Lesion
-from grounding.phantom_report import WrittenReport, write_report
+from grounding.phantoms.lesions import LABELS, Lesion
+from grounding.phantoms.report import WrittenReport, write_report
 from grounding.text import is_used_heading, read_plain_report
 from grounding.types import Box
 

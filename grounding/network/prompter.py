@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grounding.boxes import point_code
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank
+from grounding.network.boxes import point_code
 
 
 @dataclass(frozen=True, slots=True)

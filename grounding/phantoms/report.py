@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grounding import phantom_words as words
-from grounding.lesions import AIRSPACE, DEVICE_LABELS, Lesion
-from grounding.phantom_phrases import Noun, chance, name_lesion, pick
+from grounding.phantoms import words as words
+from grounding.phantoms.lesions import AIRSPACE, DEVICE_LABELS, Lesion
+from grounding.phantoms.phrases import Noun, chance, name_lesion, pick
 from grounding.types import Box, ReportText, Span
 
 OPEN, CLOSE = "\x02", "\x03"

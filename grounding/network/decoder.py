@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from transformers import SamMaskDecoderConfig
 from transformers.models.sam.modeling_sam import SamTwoWayTransformer
 
-from grounding.attention import Cues, GlobalLocalAttention
-from grounding.backbone import ImageFeatures
-from grounding.boxes import cell_centres, grid_code
 from grounding.config import KnowMVGConfig
+from grounding.network.attention import Cues, GlobalLocalAttention
+from grounding.network.backbone import ImageFeatures
+from grounding.network.boxes import cell_centres, grid_code
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as PilImage
 
-from grounding.phantom import PhantomStudy, make_study
+from grounding.phantoms.study import PhantomStudy, make_study
 from grounding.types import Box, Image
 
 DicomReader = Callable[[Path], Image]

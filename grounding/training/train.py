@@ -21,18 +21,18 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
-from grounding.batch import Batcher, TrainingBatch
-from grounding.boxes import to_xyxy
 from grounding.checkpoint import WEIGHTS, save_checkpoint, save_training_patients
-from grounding.examples import Answer, Example, Prompt, RealImage
 from grounding.geometry import resize, stretch_contrast
 from grounding.knowledge import KnowledgeBank, load_bank
-from grounding.losses import LossWeights, losses
-from grounding.material import FIRST_TRAINING_SEED, Stream, load_real, validation_phantoms
-from grounding.model import KnowMVG
-from grounding.phantom import make_study
-from grounding.recipe import Recipe, read_recipe
+from grounding.network.boxes import to_xyxy
+from grounding.network.model import KnowMVG
+from grounding.phantoms.study import make_study
 from grounding.tokens import GroundingTokenizer
+from grounding.training.batch import Batcher, TrainingBatch
+from grounding.training.examples import Answer, Example, Prompt, RealImage
+from grounding.training.losses import LossWeights, losses
+from grounding.training.material import FIRST_TRAINING_SEED, Stream, load_real, validation_phantoms
+from grounding.training.recipe import Recipe, read_recipe
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grounding.boxes import grid_code, region_grid, sample_per_image, sample_per_phrase, soft_indicator
 from grounding.config import KnowMVGConfig
+from grounding.network.boxes import grid_code, region_grid, sample_per_image, sample_per_phrase, soft_indicator
 
 
 @dataclass(frozen=True, slots=True)

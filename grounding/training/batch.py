@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grounding.examples import Answer, Example, Prompt
 from grounding.knowledge import KnowledgeBank
-from grounding.losses import Targets
-from grounding.model import TextBatch
+from grounding.network.model import TextBatch
 from grounding.tokens import GroundingTokenizer, TextTokens
+from grounding.training.examples import Answer, Example, Prompt
+from grounding.training.losses import Targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from grounding.augment import AffineRange, draw_affine, vary_exposure, vary_film
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
 from grounding.knowledge import KnowledgeBank
-from grounding.phantom import PhantomStudy
+from grounding.phantoms.study import PhantomStudy
+from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
 from grounding.types import Image
 
 PHANTOM_MOVES = AffineRange(scale=0.16, shift=0.07, degrees=6)

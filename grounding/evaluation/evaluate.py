@@ -14,9 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from grounding.dataset import ManifestError, ManifestRow, load_image
-from grounding.metrics import Score, match_phrases, region_iou, summarize, token_f1
-from grounding.phantom import PhantomStudy, make_study
+from grounding.evaluation.metrics import Score, match_phrases, region_iou, summarize, token_f1
+from grounding.phantoms.study import PhantomStudy, make_study
+from grounding.sets.manifest import ManifestError, ManifestRow, load_image
 from grounding.text import read_plain_report
 from grounding.types import Box, Finding, Grounder, Image, ReportText, Span
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch.utils.data import IterableDataset
 
-from grounding.batch import Batcher, TrainingBatch
-from grounding.examples import (
+from grounding.geometry import resize, stretch_contrast
+from grounding.phantoms.study import EMPHASIZED, make_study
+from grounding.training.batch import Batcher, TrainingBatch
+from grounding.training.examples import (
     PHANTOM_MOVES,
     AbsentPhrases,
     Example,
@@ -29,10 +31,8 @@ from grounding.examples import (
     pick_prompts,
     real_example,
 )
-from grounding.geometry import resize, stretch_contrast
-from grounding.phantom import EMPHASIZED, make_study
-from grounding.reading import ReadingLessons
-from grounding.recipe import RealSettings, Recipe
+from grounding.training.lessons import ReadingLessons
+from grounding.training.recipe import RealSettings, Recipe
 from grounding.types import Image
 
 log = logging.getLogger(__name__)

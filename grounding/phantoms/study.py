@@ -1,7 +1,7 @@
 """Generated chest radiographs with generated reports: the training and test material that needs no patient.
 
 `make_study(seed)` is a pure function of its arguments. Anatomy, findings, words and film each draw from their own
-stream of the seed. `python -m grounding.phantom --sheet out.png` draws a contact sheet to look at.
+stream of the seed. `python -m grounding.phantoms.study --sheet out.png` draws a contact sheet to look at.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
-from grounding.anatomy import (
+from grounding.phantoms.anatomy import (
     LEFT,
     RIGHT,
     Chest,
@@ -29,8 +29,8 @@ from grounding.anatomy import (
     smooth_noise,
     stroke,
 )
-from grounding.lesions import AIRSPACE, DEVICE_LABELS, LUNG_LABELS, Canvas, Lesion, paint
-from grounding.phantom_report import PhantomPhrase, write_report
+from grounding.phantoms.lesions import AIRSPACE, DEVICE_LABELS, LUNG_LABELS, Canvas, Lesion, paint
+from grounding.phantoms.report import PhantomPhrase, write_report
 from grounding.types import Box, Image, ReportText
 
 __all__ = ["BENCHMARK", "EMPHASIZED", "PhantomPhrase", "PhantomStudy", "Rates", "make_study"]

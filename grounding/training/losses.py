@@ -9,9 +9,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from grounding.boxes import paired_iou, soft_indicator, to_cxcywh
-from grounding.decoder import DecodedBoxes
-from grounding.model import NetworkOutput
+from grounding.network.boxes import paired_iou, soft_indicator, to_cxcywh
+from grounding.network.decoder import DecodedBoxes
+from grounding.network.model import NetworkOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from grounding.examples import Answer, Prompt
 from grounding.knowledge import KnowledgeBank
+from grounding.training.examples import Answer, Prompt
 
 VOCABULARY: dict[str, list[str]] = json.loads(
-    (Path(__file__).parent / "knowledge" / "reading.json").read_text(encoding="utf-8")
+    (Path(__file__).parent.parent / "knowledge" / "reading.json").read_text(encoding="utf-8")
 )
 """Words and sentence frames. In a frame, {x} is an asserted phrase, {d} a denied one and {n} words of no matter."""
 

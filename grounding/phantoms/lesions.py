@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from grounding.anatomy import LARGE_HEART, LEFT, RIGHT, Chest, Field, bounding_box, bump, ramp, smooth_noise, stroke
+from grounding.phantoms.anatomy import (
+    LARGE_HEART,
+    LEFT,
+    RIGHT,
+    Chest,
+    Field,
+    bounding_box,
+    bump,
+    ramp,
+    smooth_noise,
+    stroke,
+)
 from grounding.types import Box, Laterality
 
 LUNG_LABELS = (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from grounding.backbone import ImageFeatures, VisionBackbone
 from grounding.config import KnowMVGConfig
-from grounding.decoder import BoxDecoder, DecodedBoxes
 from grounding.knowledge import KnowledgeBank
-from grounding.language import LanguageModel, PhraseStates
-from grounding.prompter import KnowledgePrompter
+from grounding.network.backbone import ImageFeatures, VisionBackbone
+from grounding.network.decoder import BoxDecoder, DecodedBoxes
+from grounding.network.language import LanguageModel, PhraseStates
+from grounding.network.prompter import KnowledgePrompter
 from grounding.tokens import GroundingTokenizer
 
 

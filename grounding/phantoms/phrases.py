@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from grounding import phantom_words as words
-from grounding.lesions import DEVICE_LABELS, Lesion
+from grounding.phantoms import words as words
+from grounding.phantoms.lesions import DEVICE_LABELS, Lesion
 
 T = TypeVar("T")
 

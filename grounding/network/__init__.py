@@ -1,0 +1,1 @@
+"""The KnowMVG network, one module for each component."""

@@ -1,0 +1,1 @@
+"""Grounding sets: manifests, and the published files that become manifests."""

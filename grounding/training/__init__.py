@@ -1,0 +1,1 @@
+"""From material to a model folder."""
