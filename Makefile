@@ -58,7 +58,7 @@ peers:  ## Install the foreign peers of the tests (DCMTK, Orthanc, Redis, …) w
 .PHONY: lock
 lock:  ## Resolve requirements.lock anew from pyproject.toml and requirements.in (needs uv).
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: $(PYTHON) -m pip install uv" >&2; exit 1; }
-	$(UV) pip compile requirements.in pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile requirements.in pyproject.toml --extra dev --extra train --universal --python-version 3.11 --generate-hashes \
 	    --no-header --override <(echo '$(TORCH) ; sys_platform == "never"') -o requirements.lock
 
 .PHONY: clean

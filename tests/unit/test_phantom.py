@@ -54,24 +54,24 @@ def test_words_do_not_change_with_the_number_of_pixels() -> None:
 def test_boxes_scale_with_the_image() -> None:
     """Seed 1 at two sizes: the same finding lies in the same place of the film."""
     (small,), (large,) = (
-        [lesion.boxes[0] for lesion in draw(1, (side, side))[1] if lesion.label == "cardiomegaly"]
+        [lesion.boxes[0] for lesion in draw(1, (side, side)).lesions if lesion.label == "cardiomegaly"]
         for side in (128, 512)
     )
     np.testing.assert_allclose(np.array(large.xyxy), 4 * np.array(small.xyxy), atol=8)
 
 
 def drawn_lesions(count: int) -> list[tuple[int, Lesion]]:
-    return [(seed, lesion) for seed in range(count) for lesion in draw(seed, SHAPE)[1]]
+    return [(seed, lesion) for seed in range(count) for lesion in draw(seed, SHAPE).lesions]
 
 
 def change(seed: int, box: Box) -> tuple[float, float]:
     """Mean grey-level change that the findings of `seed` cause inside `box`, and outside all boxes."""
-    image, lesions = draw(seed, SHAPE)
-    healthy, none = draw(seed, SHAPE, with_findings=False)
-    assert none == []
-    difference = np.abs(image - healthy)
+    picture = draw(seed, SHAPE)
+    healthy = draw(seed, SHAPE, with_findings=False)
+    assert healthy.lesions == []
+    difference = np.abs(picture.image - healthy.image)
     rest = np.ones(SHAPE, dtype=bool)
-    for other in (other for lesion in lesions for other in lesion.boxes):
+    for other in (other for lesion in picture.lesions for other in lesion.boxes):
         rest[int(other.y1) : int(np.ceil(other.y2)), int(other.x1) : int(np.ceil(other.x2))] = False
     inside = difference[int(box.y1) : int(np.ceil(box.y2)), int(box.x1) : int(np.ceil(box.x2))]
     return float(inside.mean()), float(difference[rest].mean())
@@ -103,7 +103,7 @@ def test_boxes_are_tight() -> None:
     """A margin of pixels around the box of a lone finding is untouched: no smaller than what is seen, no larger."""
     checked = 0
     for seed in range(150):
-        image, lesions = draw(seed, SHAPE)
+        picture = draw(seed, SHAPE)
         if [lesion.label for lesion in lesions] not in (["nodule"], ["mass"]):
             continue
         changed = np.abs(image - draw(seed, SHAPE, with_findings=False)[0]) > 0.05
