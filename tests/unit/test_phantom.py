@@ -104,12 +104,12 @@ def test_boxes_are_tight() -> None:
     checked = 0
     for seed in range(150):
         picture = draw(seed, SHAPE)
-        if [lesion.label for lesion in lesions] not in (["nodule"], ["mass"]):
+        if [lesion.label for lesion in picture.lesions] not in (["nodule"], ["mass"]):
             continue
-        changed = np.abs(image - draw(seed, SHAPE, with_findings=False)[0]) > 0.05
+        changed = np.abs(picture.image - draw(seed, SHAPE, with_findings=False).image) > 0.05
         rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
         seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        np.testing.assert_allclose(lesions[0].boxes[0].xyxy, seen, atol=6)
+        np.testing.assert_allclose(picture.lesions[0].boxes[0].xyxy, seen, atol=6)
         checked += 1
     assert checked >= 3
 
