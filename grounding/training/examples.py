@@ -15,6 +15,7 @@ import numpy as np
 
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
 from grounding.knowledge import KnowledgeBank
+from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
 from grounding.types import Image
@@ -249,6 +250,28 @@ def real_example(rng: np.random.Generator, real: RealImage, count: int, size: in
     chosen = [groups[str(rng.choice(names, p=share / share.sum()))] for _ in range(count)]
     prompts = [real_prompt(rng, group[int(rng.integers(len(group)))], mirrored) for group in chosen]
     return make_example(rng, real.image, prompts, REAL_MOVES, size, mirrored)
+
+
+def inserted_example(rng: np.random.Generator, real: RealImage, count: int, size: int) -> Example | None:
+    """A real radiograph with findings painted into it; None where its lungs are not known or nothing would show."""
+    lungs = lungs_of(real)
+    if lungs is None:
+        return None
+    clear = not any(row.boxes for row in real.rows if row.label not in ANATOMY)
+    study = insert_findings(rng, real.image, lungs, clear=clear)
+    if study is None:
+        return None
+    prompts = [bare(rng, p) if rng.random() < 0.5 else p for p in phantom_prompts(study)]
+    asserted = [p for p in prompts if any(not a.negated for a in p.answers)]
+    return make_example(rng, study.image, asserted[:count] or prompts[:1], REAL_MOVES, size)
+
+
+def lungs_of(real: RealImage) -> Lungs | None:
+    """The boxes of both lungs in pixels, where the rows name them."""
+    frame = Frame(real.image.shape[0], real.image.shape[1], canvas=real.image.shape[0])
+    found = {row.phrase: frame.to_image(row.boxes[0]) for row in real.rows if row.label in ANATOMY and row.boxes}
+    right, left = found.get("right lung"), found.get("left lung")
+    return Lungs(right, left) if right and left and right.x1 < left.x2 else None
 
 
 ANATOMY = {"Right lung", "Left lung", "Cardiomediastinum", "Airways"}

@@ -25,6 +25,7 @@ from grounding.training.examples import (
     RealImage,
     RealRow,
     anatomy_prompts,
+    inserted_example,
     licensed_patients,
     make_example,
     phantom_prompts,
@@ -101,6 +102,9 @@ class Stream(IterableDataset[TrainingBatch]):
             share = weights / weights.sum()
             for index in rng.choice(len(self.real), sizes.real, p=share):
                 examples.append(real_example(rng, self.real[index], sizes.real_prompts, self.canvas))
+            for index in rng.choice(len(self.real), sizes.inserted, p=share):
+                painted = inserted_example(rng, self.real[index], sizes.prompts, self.canvas)
+                examples += [] if painted is None else [painted]
         for _ in range(sizes.lessons):
             number = int(rng.integers(len(examples)))
             taught = (*examples[number].prompts, self.lessons.draw(rng))

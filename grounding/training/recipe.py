@@ -16,10 +16,14 @@ class RecipeError(ValueError):
 
 
 class BatchSizes(Section):
-    """Examples of one process in one step: pictures of both kinds, prompts on each, and reading lessons."""
+    """Examples of one process in one step: pictures of each kind, prompts on each, and reading lessons.
+
+    `inserted` are real pictures with findings painted into them.
+    """
 
     phantoms: int = Field(ge=1)
     real: int = Field(ge=0)
+    inserted: int = Field(default=0, ge=0)
     prompts: int = Field(default=3, ge=1)
     real_prompts: int = Field(default=3, ge=1)
     lessons: int = Field(default=8, ge=0)
