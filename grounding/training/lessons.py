@@ -1,7 +1,8 @@
 """Reading lessons: sentences without a picture that teach the language model which words are a finding.
 
 Composed from the names in the knowledge bank, with far more varied words around them than generated reports have:
-histories, invented words, blanked-out words, lists of denials. Boxes of their findings are not known.
+histories, invented words, lists, comparisons. What is uncertain, better or worse is asserted; what is resolved,
+removed or unlikely is denied. Words of time ("new", "stable") are no part of a phrase. Boxes are not known.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from grounding.training.examples import Answer, Prompt
 VOCABULARY: dict[str, list[str]] = json.loads(
     (Path(__file__).parent.parent / "knowledge" / "reading.json").read_text(encoding="utf-8")
 )
-"""Words and sentence frames. In a frame, {x} is an asserted phrase, {d} a denied one and {n} words of no matter."""
+"""Words and sentence frames. In a frame, {x} is an asserted phrase, {b} a short one, {d} a denied one, {c} a word of
+change over time, no part of any phrase, and {n} words of no matter."""
+
+SHARES = {
+    "assert": 0.26, "uncertain": 0.12, "compare": 0.14, "compound": 0.10, "mixed": 0.08,
+    "deny": 0.12, "resolved": 0.06, "neutral": 0.12,
+}  # fmt: skip
+"""How often a sentence is drawn from each group of frames; they add up to 1."""
+
+DEVICE_FAMILIES = frozenset({"endotracheal", "venous", "gastric", "pacemaker", "drain", "wires"})
+"""What has no size or look in a report; families of the knowledge bank."""
 
 
 @dataclass(slots=True)
@@ -40,42 +51,48 @@ class ReadingLessons:
     """Draws prompts from the bank's names."""
 
     def __init__(self, bank: KnowledgeBank) -> None:
-        self.names = [entity.synonyms for entity in bank.entities if entity.family != "anatomy"]
+        self.named = [entity for entity in bank.entities if entity.family != "anatomy"]
 
     def draw(self, rng: np.random.Generator) -> Prompt:
-        """One sentence (now and then two) with its phrases."""
-        kind = rng.random()
-        frame = _pick(rng, VOCABULARY["assert" if kind < 0.5 else "deny" if kind < 0.75 else "neutral"])
+        """One sentence (now and then two or three) with its phrases."""
+        group = str(rng.choice(list(SHARES), p=list(SHARES.values())))
         draft = _Draft("", [])
-        parts = frame.split("{")
+        parts = _pick(rng, VOCABULARY[group]).split("{")
         draft.say(parts[0])
         for part in parts[1:]:
             slot, rest = part[0], part[2:]
             if slot == "n":
                 draft.say(self._noise(rng))
+            elif slot == "c":
+                draft.say(_pick(rng, VOCABULARY["courses"]))
             else:
-                draft.mark(self._phrase(rng, slot == "d"), slot == "d")
+                draft.mark(self._phrase(rng, {"x": 0.5, "d": 0.25, "b": 0.1}[slot]), slot == "d")
             draft.say(rest)
         return Prompt(_cased(rng, draft.text), tuple(draft.answers))
 
-    def _phrase(self, rng: np.random.Generator, plain: bool) -> str:
-        names = self.names[int(rng.integers(len(self.names)))]
-        side = _pick(rng, ("left", "right"))
-        words = []
-        chance = 0.25 if plain else 0.5
-        if rng.random() < chance:
-            words.append(_pick(rng, VOCABULARY["sizes"]))
+    def _phrase(self, rng: np.random.Generator, chance: float) -> str:
+        """A name with words of size, look and place, each as likely as `chance` says."""
+        entity = self.named[int(rng.integers(len(self.named)))]
+        name = _pick(rng, entity.synonyms)
+        if " is " in name or " in the " in name:  # a statement, or a name with its own place
+            return name
+        words = [] if entity.family in DEVICE_FAMILIES else self._adjectives(rng, chance)
+        if rng.random() < 0.6 * chance:
+            words.append(_pick(rng, VOCABULARY["sides"]))
+        if rng.random() < 0.4 * chance:
+            words.append(_pick(rng, VOCABULARY["levels"]))
+        words.append("area of" if rng.random() < 0.1 * chance else "")
+        words.append(name)
+        if rng.random() < chance * 0.8:
+            words.append(_pick(rng, VOCABULARY["places"]).format(s=_pick(rng, ("left", "right"))))
+        return " ".join(word for word in words if word)
+
+    @staticmethod
+    def _adjectives(rng: np.random.Generator, chance: float) -> list[str]:
+        words = [_pick(rng, VOCABULARY["sizes"])] if rng.random() < chance else []
         if rng.random() < chance:
             words.append(_pick(rng, VOCABULARY["looks"]) if rng.random() < 0.85 else _invented(rng))
-        if rng.random() < 0.3:
-            words.append(_pick(rng, VOCABULARY["sides"]))
-        if rng.random() < 0.2:
-            words.append(_pick(rng, VOCABULARY["levels"]))
-        words.append("area of" if rng.random() < 0.05 else "")
-        words.append(_pick(rng, names))
-        if rng.random() < chance * 0.8:
-            words.append(_pick(rng, VOCABULARY["places"]).format(s=side))
-        return " ".join(word for word in words if word)
+        return words
 
     @staticmethod
     def _noise(rng: np.random.Generator) -> str:
