@@ -58,6 +58,7 @@ class RealSettings(Section):
 class Recipe(Section):
     """Everything a run needs. `minutes` are of processor time of each process, which the schedule follows.
 
+    `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
     `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
     """
 
@@ -77,6 +78,7 @@ class Recipe(Section):
     processes: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     optimizer: OptimizerSettings
+    select: Literal["best", "last"] = "best"
     checkpoint_minutes: float = Field(default=5, gt=0)
     validation: int = Field(default=60, ge=1)
     real: RealSettings

@@ -260,7 +260,7 @@ class _Training:
             real = self._score([real_validation_example(image, canvas) for image in self.real_validation])
             log.info("validation step %d real [%s]", self.step, real)
             value += real.miou - 0.2 * real.false_share
-        if value > self.best:
+        if self.recipe.select == "last" or value > self.best:
             self.best = value
             save_checkpoint(self.run / "best", self.network, self.tokens, self.bank)
             save_training_patients(self.run / "best", [i.patient for i in (*self.real, *self.real_validation)])

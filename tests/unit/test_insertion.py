@@ -37,14 +37,14 @@ def test_every_box_lies_on_pixels_that_were_changed_and_the_rest_is_left_alone()
     assert len(studies) > 15
     for film, study in studies:
         change = np.abs(study.image - film)
-        boxes = [box for phrase in study.phrases for box in phrase.boxes]
-        assert boxes
         rest = np.ones(change.shape, dtype=bool)
-        for box in boxes:
+        inside = []
+        for box in (box for phrase in study.phrases for box in phrase.boxes):
             rows, columns = slice(int(box.y1), int(np.ceil(box.y2))), slice(int(box.x1), int(np.ceil(box.x2)))
-            assert change[rows, columns].mean() > 0.003
+            inside.append(change[rows, columns].mean())
             rest[rows, columns] = False
-        assert change[rest].mean() < 0.02
+        assert inside and min(inside) > 0.002  # a thin tube fills little of its box
+        assert change[rest].mean() < 0.002
 
 
 def test_shadows_of_the_air_spaces_are_painted_into_clear_lungs_only() -> None:
