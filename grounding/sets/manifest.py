@@ -6,6 +6,7 @@ Pictures are PNG or JPEG; a DICOM file is read by the function that the caller p
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from grounding.phantoms.study import PhantomStudy, make_study
 from grounding.types import Box, Image
 
 DicomReader = Callable[[Path], Image]
+DicomSizeReader = Callable[[Path], tuple[int, int]]
+"""Width and height of the picture in a DICOM file."""
+
+MAX_SIDE = 1_000_000
+"""Pixels; no picture is wider or higher."""
 
 
 class ManifestError(ValueError):
@@ -26,7 +32,11 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One phrase of one picture. `image` is the path to open; `boxes` are in pixels of the stored image."""
+    """One phrase of one picture. `image` is the path to open; `boxes` are in pixels of the stored image.
+
+    `phrase_source` says what the phrase was made from, `license` the terms of picture and boxes. `negated` says whether
+    the report denies the phrase; a set that says so of every row of a report names all phrases of that report.
+    """
 
     id: str
     image: Path
@@ -40,6 +50,9 @@ class ManifestRow:
     patient: str | None = None
     split: str | None = None
     quality: str | None = None
+    license: str | None = None
+    phrase_source: str | None = None
+    negated: bool | None = None
 
 
 def read_manifest(path: Path) -> list[ManifestRow]:
@@ -49,7 +62,7 @@ def read_manifest(path: Path) -> list[ManifestRow]:
         ManifestError: the file cannot be read, or a row is not as the contract says; names line and field.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also part at U+2028, which JSON allows
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"cannot read the manifest {path}: {error}") from error
     rows = [_Line(path, number, text).row() for number, text in enumerate(lines, 1) if text.strip()]
@@ -67,6 +80,8 @@ class _Line:
             fields = json.loads(text)
         except json.JSONDecodeError as error:
             raise ManifestError(f"{path}, line {number}: not JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{path}, line {number}: cannot be read as JSON ({error})") from error
         if not isinstance(fields, dict):
             raise ManifestError(f"{path}, line {number}: expected a JSON object, not {type(fields).__name__}")
         self.fields: dict[str, Any] = fields
@@ -90,6 +105,9 @@ class _Line:
             patient=self._optional("patient"),
             split=self._optional("split"),
             quality=self._optional("quality"),
+            license=self._optional("license"),
+            phrase_source=self._optional("phrase_source"),
+            negated=self._flag("negated"),
         )
 
     def _wrong(self, field: str, reason: str) -> ManifestError:
@@ -100,14 +118,17 @@ class _Line:
             raise self._wrong(field, "is missing")
         value = self.fields[field]
         if type(value) is not kind:
-            raise self._wrong(field, f"must be {_PLAIN[kind]}, not {value!r}")
+            raise self._wrong(field, f"must be {_PLAIN[kind]}, not {_shown(value)}")
         return value
 
     def _optional(self, field: str) -> str | None:
         value = self.fields.get(field)
         if value is not None and not isinstance(value, str):
-            raise self._wrong(field, f"must be text, not {value!r}")
+            raise self._wrong(field, f"must be text, not {_shown(value)}")
         return value or None
+
+    def _flag(self, field: str) -> bool | None:
+        return None if self.fields.get(field) is None else bool(self._of(field, bool))
 
     def _phrase(self) -> str:
         phrase = str(self._of("phrase", str)).strip()
@@ -117,13 +138,17 @@ class _Line:
 
     def _size(self, field: str) -> int:
         value = int(self._of(field, int))
-        if value < 1:
-            raise self._wrong(field, f"must be at least 1, not {value}")
+        if not 1 <= value <= MAX_SIDE:
+            raise self._wrong(field, f"must be 1 to {MAX_SIDE}, not {_shown(value)}")
         return value
 
     def _picture(self) -> Path:
         picture = self.path.parent / str(self._of("image", str))
-        if not picture.is_file():
+        try:
+            found = picture.is_file()
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            raise self._wrong("image", f"cannot be looked up: {error}") from error
+        if not found:
             raise self._wrong("image", f"no such file: {picture}")
         return picture
 
@@ -132,7 +157,7 @@ class _Line:
 
     def _box(self, value: object, width: int, height: int) -> Box:
         if not (isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))):
-            raise self._wrong("boxes", f"a box must be four finite numbers [x, y, w, h], not {value!r}")
+            raise self._wrong("boxes", f"a box must be four finite numbers [x, y, w, h], not {_shown(value)}")
         x, y, w, h = (float(number) for number in value)
         if w <= 0 or h <= 0:
             raise self._wrong("boxes", f"width and height of a box must be above 0, not {value!r}")
@@ -145,7 +170,15 @@ _PLAIN = {str: "text", int: "a whole number", bool: "true or false", list: "a li
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    if isinstance(value, int):  # of any size: what no float holds is no coordinate either
+        return not isinstance(value, bool) and abs(value) <= MAX_SIDE
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _shown(value: object, longest: int = 80) -> str:
+    """A wrong value for an error message, which a number of a thousand digits would fill."""
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "…"
 
 
 def load_image(path: Path, read_dicom: DicomReader | None = None) -> Image:
@@ -160,12 +193,32 @@ def load_image(path: Path, read_dicom: DicomReader | None = None) -> Image:
     try:
         if _is_dicom(path):
             if read_dicom is None:
-                raise ManifestError(f"{path} is a DICOM file, and nothing here reads DICOM; pass a reader")
+                raise ManifestError(f"{path} is a DICOM file, and nothing here reads DICOM; {_MAKE_PNG}")
             return read_dicom(path)
         with PilImage.open(path) as picture:
             return _grey(picture)
     except (OSError, SyntaxError, PilImage.DecompressionBombError) as error:
         raise ManifestError(f"cannot read the picture {path}: {error}") from error
+
+
+def read_size(path: Path, read_dicom_size: DicomSizeReader | None = None) -> tuple[int, int]:
+    """Width and height of a picture by its header, without its pixels.
+
+    Raises:
+        ManifestError: the file is no picture, or DICOM without a reader.
+    """
+    try:
+        if _is_dicom(path):
+            if read_dicom_size is None:
+                raise ManifestError(f"{path} is a DICOM file, and nothing here reads DICOM; {_MAKE_PNG}")
+            return read_dicom_size(path)
+        with PilImage.open(path) as picture:
+            return picture.size
+    except (OSError, SyntaxError, PilImage.DecompressionBombError) as error:
+        raise ManifestError(f"cannot read the picture {path}: {error}") from error
+
+
+_MAKE_PNG = "pass a reader, or make PNG files of a whole folder (`knowmvg dataset rsna --png DIR`)"
 
 
 def _is_dicom(path: Path) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
 from grounding.knowledge import KnowledgeBank
@@ -19,6 +20,8 @@ from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
 from grounding.types import Image
+
+Bytes = NDArray[np.uint8]
 
 PHANTOM_MOVES = AffineRange(scale=0.16, shift=0.07, degrees=6)
 REAL_MOVES = AffineRange(scale=0.22, shift=0.10, degrees=8)
@@ -64,11 +67,18 @@ class RealRow:
 
 @dataclass(frozen=True, slots=True)
 class RealImage:
-    """A real radiograph float32[S', S'] with all its rows."""
+    """A real radiograph with all its rows. `pixels`: float32[S', S'] in [0, 1], uint8[S', S'], or what reads those."""
 
-    image: Image
+    pixels: Image | Bytes | Callable[[], Bytes]
     patient: str
     rows: tuple[RealRow, ...]
+
+    @property
+    def image(self) -> Image:
+        """float32[S', S'] in [0, 1], made anew at each call: thousands of pictures are kept as bytes, or on disk."""
+        pixels = self.pixels() if callable(self.pixels) else self.pixels
+        image = np.asarray(pixels, dtype=np.float32)
+        return image / np.float32(255) if pixels.dtype == np.uint8 else image
 
 
 def phantom_prompts(study: PhantomStudy) -> list[Prompt]:
@@ -268,10 +278,13 @@ def inserted_example(rng: np.random.Generator, real: RealImage, count: int, size
 
 def lungs_of(real: RealImage) -> Lungs | None:
     """The boxes of both lungs in pixels, where the rows name them."""
-    frame = Frame(real.image.shape[0], real.image.shape[1], canvas=real.image.shape[0])
-    found = {row.phrase: frame.to_image(row.boxes[0]) for row in real.rows if row.label in ANATOMY and row.boxes}
-    right, left = found.get("right lung"), found.get("left lung")
-    return Lungs(right, left) if right and left and right.x1 < left.x2 else None
+    found = {row.phrase: row.boxes[0] for row in real.rows if row.label in ANATOMY and row.boxes}
+    if not {"right lung", "left lung"} <= set(found):
+        return None
+    height, width = real.image.shape
+    frame = Frame(height, width, canvas=height)
+    right, left = frame.to_image(found["right lung"]), frame.to_image(found["left lung"])
+    return Lungs(right, left) if right.x1 < left.x2 else None
 
 
 ANATOMY = {"Right lung", "Left lung", "Cardiomediastinum", "Airways"}

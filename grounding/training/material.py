@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 from torch.utils.data import IterableDataset
 
 from grounding.geometry import resize, stretch_contrast
 from grounding.phantoms.study import EMPHASIZED, make_study
+from grounding.sets.manifest import DicomReader, ManifestError, ManifestRow, load_image, read_manifest, read_size
+from grounding.sets.splits import Part, read_part
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.examples import (
     PHANTOM_MOVES,
@@ -40,9 +43,13 @@ log = logging.getLogger(__name__)
 
 FIRST_TRAINING_SEED = 1_000_000
 FIRST_VALIDATION_SEED = 500_000
-REAL_SIDE = 320
+SMALLEST_SIDE = 320
 MOST_BOXES = 4
 ABSENT_IF_NORMAL = ("pleural effusion", "consolidation", "lung nodule", "lung mass", "pneumothorax", "atelectasis")
+NORMAL = re.compile(r"No finding \(1[03] ")
+"""Label of a picture in which three radiologists found none of the 10 or 13 findings of ChestX-Det."""
+HELD_BACK: tuple[Part | None, ...] = (None, "train", "val", "test")
+"""Parts of a set, the least held back first."""
 
 
 class Phantoms:
@@ -121,37 +128,153 @@ def validation_phantoms(count: int, canvas: int) -> list[Example]:
     return examples
 
 
-def load_real(settings: RealSettings) -> tuple[list[RealImage], list[RealImage]]:
-    """Real radiographs for training and validation, parted by patient; empty where the set is absent."""
-    root = settings.root
-    rows = [
-        (root / m, json.loads(line)) for m in settings.manifests if (root / m).is_file() for line in _lines(root / m)
-    ]
+def load_real(
+    settings: RealSettings, canvas: int = 256, read_dicom: DicomReader | None = None
+) -> tuple[list[RealImage], list[RealImage]]:
+    """Real radiographs for training and validation, parted by patient; empty where the set is absent.
+
+    Splits that rows name are kept (`RealSettings`); of the other patients some are held out. Pictures are kept as
+    bytes, `picture_side` of the canvas on each side, up to `memory_gb`; from there on they are read at each use.
+
+    Raises:
+        ManifestError: a row is not as the contract says, or its picture is missing, damaged or of another size.
+    """
+    rows = _read_manifests(settings)
     if settings.manifests and not rows:
-        log.warning("no real radiographs under %s: training on generated ones alone", root)
-    if not rows:
-        return [], []
-    allowed = {row["patient"] for _, row in rows}
+        log.warning("no real radiographs under %s: training on generated ones alone", settings.root)
+    grouped: dict[tuple[Path, str, Part | None], list[ManifestRow]] = defaultdict(list)
+    for row, part in parted(_allowed(rows, settings), settings.split_unit):
+        if part != "test":
+            grouped[row.image, patient_of(row), part] += [row] if _real_rows(row) else []
+    shown = {key: found for key, found in grouped.items() if found}
+    held = held_out(sorted({patient for _, patient, part in shown if part is None}), settings.validation_share)
+    shelf = Shelf(picture_side(canvas), settings.memory_gb * 1e9, read_dicom)
+    training, validation = [], []
+    for (_, patient, part), found in shown.items():
+        image = RealImage(shelf.take(found), patient, tuple(real for row in found for real in _real_rows(row)))
+        (validation if part == "val" or (part is None and patient in held) else training).append(image)
+    return training, validation
+
+
+def _read_manifests(settings: RealSettings) -> list[ManifestRow]:
+    """The rows of all manifests that are there, with the split that a manifest without val leaves open taken away."""
+    rows = []
+    for name in settings.manifests:
+        if not (settings.root / name).is_file():
+            log.warning("no manifest %s", settings.root / name)
+            continue
+        read = read_manifest(settings.root / name)
+        splits = {row.split: _part(settings.root / name, row) for row in read}
+        open_train = "val" not in splits.values()
+        for row in read:
+            part = splits[row.split]
+            rows.append(replace(row, split=None if open_train and part == "train" else part))
+    return rows
+
+
+def _part(manifest: Path, row: ManifestRow) -> Part | None:
+    try:
+        return read_part(row.split)
+    except ValueError as error:
+        raise ManifestError(f"{manifest}, row {row.id!r}, field 'split': {error}") from error
+
+
+def _allowed(rows: list[ManifestRow], settings: RealSettings) -> list[ManifestRow]:
+    """The rows of patients whose licence allows training and who are not of the fold that is kept out."""
+    patients = {patient_of(row) for row in rows}
+    allowed = set(patients)
     if settings.licences == "stated":
-        allowed = licensed_patients((row["patient"], row["license"]) for _, row in rows)
+        allowed = licensed_patients((patient_of(row), row.license or "") for row in rows)
+        if allowed != patients:
+            log.info("%d of %d patients are left out for their licence", len(patients - allowed), len(patients))
     if settings.folds is not None:
-        allowed -= fold_patients(sorted({row["patient"] for _, row in rows}), settings.folds)[settings.fold]
-    grouped: dict[tuple[Path, str], list[RealRow]] = defaultdict(list)
-    for manifest, row in rows:
-        if row["patient"] in allowed:
-            grouped[(manifest.parent / row["image"], row["patient"])] += _real_rows(row)
-    images = [RealImage(_picture(path), patient, tuple(found)) for (path, patient), found in grouped.items() if found]
-    held = held_out(sorted({image.patient for image in images}), settings.validation_share)
-    return [i for i in images if i.patient not in held], [i for i in images if i.patient in held]
+        allowed -= fold_patients(sorted(patients), settings.folds)[settings.fold]
+    return [row for row in rows if patient_of(row) in allowed]
+
+
+def parted(rows: list[ManifestRow], unit: Literal["patient", "row"]) -> list[tuple[ManifestRow, Part | None]]:
+    """Each row with its part: its own split or, by patient, the one of the patient's rows that is furthest held out."""
+    own = [read_part(row.split) for row in rows]
+    if unit == "row":
+        return list(zip(rows, own, strict=True))
+    of_patient: dict[str, Part | None] = {}
+    for row, part in zip(rows, own, strict=True):
+        of_patient[patient_of(row)] = max(of_patient.get(patient_of(row)), part, key=HELD_BACK.index)
+    moved = sum(part != "test" and of_patient[patient_of(row)] == "test" for row, part in zip(rows, own, strict=True))
+    if moved:
+        log.info("%d rows of patients of a test split are left out (split_unit: row would train on them)", moved)
+    return [(row, of_patient[patient_of(row)]) for row in rows]
+
+
+def patient_of(row: ManifestRow) -> str:
+    """The patient of a row; a picture without one counts as a patient of its own."""
+    return row.patient or row.image.stem
+
+
+def picture_side(canvas: int) -> int:
+    """Pixels on each side of a picture that is kept: a moved and enlarged canvas loses nothing."""
+    return max(SMALLEST_SIDE, math.ceil(canvas * 1.25))
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """The picture of a row, read when it is called for: uint8[side, side], stretched to the square."""
+
+    row: ManifestRow
+    side: int
+    read_dicom: DicomReader | None = None
+
+    def __call__(self) -> NDArray[np.uint8]:
+        """Read, check and shrink it; raises ManifestError."""
+        try:
+            image = load_image(self.row.image, self.read_dicom)
+        except ManifestError as error:
+            raise ManifestError(f"row {self.row.id!r}: {error}") from error
+        self.compare(image.shape[1], image.shape[0])
+        return np.rint(np.clip(resize(image, self.side, self.side), 0, 1) * 255).astype(np.uint8)
+
+    def check(self) -> None:
+        """Read the header alone, so that a wrong file stops a run at its beginning; raises ManifestError."""
+        try:
+            size = read_size(self.row.image, None if self.read_dicom is None else self._unread)
+        except ManifestError as error:
+            raise ManifestError(f"row {self.row.id!r}: {error}") from error
+        self.compare(*size)
+
+    def _unread(self, _: Path) -> tuple[int, int]:
+        return self.row.width, self.row.height
+
+    def compare(self, width: int, height: int) -> None:
+        """Raise ManifestError where the row says another size."""
+        if (width, height) != (self.row.width, self.row.height):
+            raise ManifestError(
+                f"row {self.row.id!r}: {self.row.image} has {width} x {height} pixels, "
+                f"and the manifest says {self.row.width} x {self.row.height}"
+            )
+
+
+class Shelf:
+    """Pictures in memory as long as there is room, and how to read the others."""
+
+    def __init__(self, side: int, room: float, read_dicom: DicomReader | None) -> None:
+        self.side, self.room, self.read_dicom = side, room, read_dicom
+
+    def take(self, rows: list[ManifestRow]) -> NDArray[np.uint8] | PictureFile:
+        """The picture of some rows, which must agree on its size; raises ManifestError."""
+        file = PictureFile(rows[0], self.side, self.read_dicom)
+        for row in rows[1:]:
+            PictureFile(row, self.side).compare(rows[0].width, rows[0].height)
+        self.room -= self.side**2
+        if self.room >= 0:
+            return file()
+        file.check()
+        return file
 
 
 def fold_patients(patients: list[str], folds: int) -> list[set[str]]:
     """The test patients of each fold of a cross-validation: every source dealt out in turn."""
     dealt: list[set[str]] = [set() for _ in range(folds)]
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for patient in sorted(set(patients)):
-        by_source[patient.split("-")[0]].append(patient)
-    for group in by_source.values():
+    for group in _by_source(sorted(set(patients))):
         order = np.random.default_rng(len(group)).permutation(len(group))
         for place, index in enumerate(order):
             dealt[place % folds].add(group[index])
@@ -163,30 +286,28 @@ def held_out(patients: list[str], share: float) -> set[str]:
     if share == 0:
         return set()
     step = max(2, round(1 / share))
+    return {p for group in _by_source(patients) for p in group[step // 2 :: step]}
+
+
+def _by_source(patients: list[str]) -> list[list[str]]:
+    """Patients by the set that their name begins with ("nih-…"); those that stand alone in theirs, together."""
     by_source: dict[str, list[str]] = defaultdict(list)
     for patient in patients:
         by_source[patient.split("-")[0]].append(patient)
-    return {p for group in by_source.values() for p in group[step // 2 :: step]}
+    alone = [group[0] for group in by_source.values() if len(group) == 1]
+    groups = [group for group in by_source.values() if len(group) > 1]
+    return [*groups, alone] if alone else groups
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
-
-
-def _picture(path: Path) -> Image:
-    with PillowImage.open(path) as picture:
-        grey = np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
-    return resize(grey, REAL_SIDE, REAL_SIDE)
-
-
-def _real_rows(row: dict[str, Any]) -> list[RealRow]:
-    if row["phrase"] == "no finding":
-        normal = row["label"].startswith("No finding (10") and not row["boxes"]
-        return [RealRow(phrase, row["label"], ()) for phrase in ABSENT_IF_NORMAL] if normal else []
-    if len(row["boxes"]) > MOST_BOXES or row["present"] != bool(row["boxes"]):
+def _real_rows(row: ManifestRow) -> list[RealRow]:
+    label = row.label or ""
+    if row.phrase == "no finding":
+        normal = NORMAL.match(label) and not row.boxes
+        return [RealRow(phrase, label, ()) for phrase in ABSENT_IF_NORMAL] if normal else []
+    if len(row.boxes) > MOST_BOXES or (not row.present and row.phrase_source == "report"):
         return []
-    if not row["present"] and row["phrase_source"] == "report":
-        return []
-    w, h = row["width"], row["height"]
-    boxes = tuple(((x + bw / 2) / w, (y + bh / 2) / h, bw / w, bh / h) for x, y, bw, bh in row["boxes"])
-    return [RealRow(row["phrase"], row["label"], boxes)]
+    w, h = row.width, row.height
+    boxes = tuple(
+        ((b.x1 + b.x2) / 2 / w, (b.y1 + b.y2) / 2 / h, (b.x2 - b.x1) / w, (b.y2 - b.y1) / h) for b in row.boxes
+    )
+    return [RealRow(row.phrase, label, boxes)]

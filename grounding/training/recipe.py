@@ -45,6 +45,10 @@ class RealSettings(Section):
 
     `licences`: `stated` takes only films whose licence allows training, `any` all of them, for models that are
     measured and thrown away. With `folds`, the patients of `fold` (from 0) are kept out of the run altogether.
+
+    Where rows name a split, it is kept: rows of test are never used, rows of val only to choose the weights. With
+    `split_unit: patient` that goes for all rows of a patient who has one such row; `row` takes a split as it was
+    published, even where the same patient stands on both sides. Pictures beyond `memory_gb` are read when needed.
     """
 
     root: Path
@@ -53,6 +57,8 @@ class RealSettings(Section):
     licences: Literal["stated", "any"] = "stated"
     folds: int | None = Field(default=None, ge=2)
     fold: int = Field(default=0, ge=0)
+    split_unit: Literal["patient", "row"] = "patient"
+    memory_gb: float = Field(default=1.2, ge=0)
 
 
 class Recipe(Section):

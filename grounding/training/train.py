@@ -116,7 +116,7 @@ class _Training:
     def __init__(self, recipe: Recipe, run: Path, rank: int) -> None:
         self.recipe, self.run, self.rank = recipe, run, rank
         self.bank = load_bank()
-        self.real, self.real_validation = load_real(recipe.real)
+        self.real, self.real_validation = load_real(recipe.real, recipe.model.frame.canvas)
         self.tokens = prepare_tokens(recipe, self.bank, self.real)
         language = {
             **recipe.model.language_model, "vocab_size": len(self.tokens), "pad_token_id": self.tokens.pad,
