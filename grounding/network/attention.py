@@ -48,13 +48,16 @@ class GlobalLocalAttention(nn.Module):
             rho = self.settings.rho if mask is not None and prior is not None else float(mask is not None)
             seen = (rho * mask if mask is not None else 0.0) + ((1 - rho) * prior if prior is not None else 0.0)
             wide = self.global_weight * torch.log(self.settings.eps + torch.as_tensor(seen))
-        if self.settings.use_local:
+        if self.settings.use_local and self.settings.box_cue in ("bias", "both"):
             inside = soft_indicator(coarse_boxes.detach(), size, self.settings.local_softness, self.settings.local_grow)
             near = self.local_weight * torch.log(self.settings.eps + inside)
         return Cues(wide, near)
 
     def bias(self, cues: Cues, slots: slice, tokens: int) -> Tensor | None:
-        """float32[N, 1, tokens, HW] for the two-way transformer; each box query has its own local part."""
+        """float32[N, 1, tokens, HW] for the two-way transformer; each box query has its own local part.
+
+        `slots` are the places of the box queries, which may hold each slot several times over (its hypotheses).
+        """
         given = cues.near if cues.near is not None else cues.wide
         if given is None:
             return None
@@ -66,6 +69,7 @@ class GlobalLocalAttention(nn.Module):
             near = cues.near.flatten(2)
             anywhere = near.amax(1, keepdim=True)
             before, after = slots.start, tokens - slots.stop
+            near = near.repeat(1, (slots.stop - slots.start) // near.shape[1], 1)
             total = total + torch.cat([anywhere.expand(-1, before, -1), near, anywhere.expand(-1, after, -1)], 1)
         return total.unsqueeze(1)
 
@@ -73,7 +77,8 @@ class GlobalLocalAttention(nn.Module):
         self, queries: Tensor, feature: Tensor, fine: Tensor, image_index: Tensor, boxes: Tensor, cues: Cues
     ) -> Tensor:
         """queries float32[N, M, C], feature float32[N, C, H, W], fine float32[B, C, 2H, 2W] -> float32[N, M, C]."""
-        gathered_near = self._near(queries, feature, fine, image_index, boxes) if self.settings.use_local else None
+        local = self.settings.use_local and self.settings.box_cue in ("roi", "both")
+        gathered_near = self._near(queries, feature, fine, image_index, boxes) if local else None
         gathered_wide = self._wide(queries, feature, cues) if self.settings.use_global else None
         if gathered_near is None or gathered_wide is None:
             only = gathered_near if gathered_near is not None else gathered_wide

@@ -1,14 +1,20 @@
-"""What is learned: language, presence and place of boxes, semantic masks, and the choice of knowledge rows."""
+"""What is learned: language, presence and place of boxes, semantic masks, attention, and the choice of knowledge rows.
+
+Every term has a weight; a term of weight 0 is not computed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from grounding.config import Section
 from grounding.network.boxes import paired_iou, soft_indicator, to_cxcywh
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import NetworkOutput
@@ -28,17 +34,27 @@ class Targets:
     row_boxes: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class LossWeights:
-    """Weight of each term."""
+class LossWeights(Section):
+    """Weight of each term, and how boxes are taught.
 
-    language: float = 1.0
-    refined: float = 2.0
-    coarse: float = 1.0
-    presence: float = 2.0
-    quality: float = 0.5
-    mask: float = 1.0
-    location: float = 0.1
+    `train_boxes` `first` teaches the largest true box of a phrase alone. `several` is how the hypotheses of a decoder
+    that has them are taught: `mhp` gives the first 1 - `share` and the others the rest, `umhp` weights each by its
+    part of the distances, `uncertain` teaches the mean and keeps them `margin` apart (uMedGround's three modes).
+    `attention` needs `attention.maps` in the configuration.
+    """
+
+    language: float = Field(default=1.0, ge=0)
+    refined: float = Field(default=2.0, ge=0)
+    coarse: float = Field(default=1.0, ge=0)
+    presence: float = Field(default=2.0, ge=0)
+    quality: float = Field(default=0.5, ge=0)
+    mask: float = Field(default=1.0, ge=0)
+    location: float = Field(default=0.1, ge=0)
+    attention: float = Field(default=0.1, ge=0)
+    train_boxes: Literal["first", "all"] = "all"
+    several: Literal["mhp", "umhp", "uncertain"] = "mhp"
+    share: float = Field(default=0.05, ge=0, lt=1)
+    margin: float = Field(default=0.01, ge=0)
 
 
 def box_loss(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -104,27 +120,72 @@ def loss_location(scores: Tensor, targets: Targets) -> Tensor:
     return (entropy * usable).sum() / usable.sum().clamp_min(1)
 
 
+def loss_attention(attention: Tensor, targets: Targets, pairs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """How little of a matched query's attention float32[N, M, H, W] lies in its true box: -log of the share."""
+    phrase, slot, truth = pairs
+    inside = soft_indicator(targets.boxes[phrase, truth], attention.shape[-1], 0.02)
+    mass = (attention[phrase, slot] * inside).sum((1, 2))
+    return -(mass + 1e-4).log().sum() / max(len(phrase), 1)
+
+
+def loss_hypotheses(several: Tensor, truth: Tensor, weights: LossWeights) -> Tensor:
+    """Box loss of K hypotheses float32[P, K, 4] of P pairs against float32[P, 4] -> float32[P]."""
+    count = several.shape[1]
+    if weights.several == "uncertain":
+        apart = (several.unsqueeze(1) - several.unsqueeze(2)).abs().sum(-1)
+        others = ~torch.eye(count, dtype=torch.bool, device=several.device)
+        hinge = (weights.margin - apart[:, others]).clamp_min(0).mean(-1)
+        return box_loss(several.mean(1), truth) + hinge
+    each = box_loss(several, truth.unsqueeze(1))
+    if weights.several == "mhp":
+        share = each.new_full((count,), weights.share / (count - 1))
+        share[0] = 1 - weights.share
+        return (each * share).sum(-1)
+    distance = (several.detach() - truth.unsqueeze(1)).abs().sum(-1)
+    return (each * distance / distance.sum(-1, keepdim=True).clamp_min(1e-6)).sum(-1)
+
+
 def losses(output: NetworkOutput, labels: Tensor, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
     """All terms, weighted; their sum is what is minimised."""
     terms = {"language": weights.language * loss_language(output.logits, labels)}
-    boxes = output.boxes
-    if boxes is None:
+    if output.boxes is None:
         return terms
+    wanted = first_only(targets) if weights.train_boxes == "first" else targets
+    terms |= losses_boxes(output.boxes, wanted, weights)
+    if output.row_scores is not None and weights.location:
+        terms["location"] = weights.location * loss_location(output.row_scores, targets)
+    return terms
+
+
+def first_only(targets: Targets) -> Targets:
+    """The same targets without any but the first (largest) box of each phrase."""
+    valid = targets.valid.clone()
+    valid[:, 1:] = False
+    return replace(targets, valid=valid)
+
+
+def losses_boxes(boxes: DecodedBoxes, targets: Targets, weights: LossWeights) -> dict[str, Tensor]:
+    """The terms of the box decoder, weighted."""
+    terms: dict[str, Tensor] = {}
     phrase, slot, truth = match(boxes, targets)
-    matched = targets.boxes[phrase, truth]
-    present = torch.zeros_like(boxes.presence_logits)
-    present[phrase, slot] = 1.0
-    terms["presence"] = weights.presence * F.binary_cross_entropy_with_logits(boxes.presence_logits, present)
-    count = max(len(phrase), 1)
+    matched, count = targets.boxes[phrase, truth], max(len(phrase), 1)
+    if weights.presence:
+        present = torch.zeros_like(boxes.presence_logits)
+        present[phrase, slot] = 1.0
+        terms["presence"] = weights.presence * F.binary_cross_entropy_with_logits(boxes.presence_logits, present)
     refined, coarse = boxes.refined[phrase, slot], boxes.coarse[phrase, slot]
-    terms["refined"] = weights.refined * box_loss(refined, matched).sum() / count
+    if boxes.hypotheses is None:
+        terms["refined"] = weights.refined * box_loss(refined, matched).sum() / count
+    else:
+        several = loss_hypotheses(boxes.hypotheses[phrase, slot], matched, weights)
+        terms["refined"] = weights.refined * several.sum() / count
     terms["coarse"] = weights.coarse * box_loss(coarse, matched).sum() / count
-    if boxes.quality_logits is not None:
+    if boxes.quality_logits is not None and weights.quality:
         truth_iou = paired_iou(refined.detach(), matched)[0]
         entropy = F.binary_cross_entropy_with_logits(boxes.quality_logits[phrase, slot], truth_iou, reduction="sum")
         terms["quality"] = weights.quality * entropy / count
-    if boxes.mask_logits is not None:
+    if boxes.mask_logits is not None and weights.mask:
         terms["mask"] = weights.mask * loss_mask(boxes.mask_logits, targets)
-    if output.row_scores is not None:
-        terms["location"] = weights.location * loss_location(output.row_scores, targets)
+    if boxes.attention is not None and weights.attention:
+        terms["attention"] = weights.attention * loss_attention(boxes.attention, targets, (phrase, slot, truth))
     return terms
