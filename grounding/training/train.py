@@ -54,7 +54,11 @@ class Score:
 
 def train(config_path: Path) -> None:
     """Train by the recipe at `config_path`; the best weights end in `run_dir`/best."""
-    recipe = read_recipe(config_path)
+    train_by(read_recipe(config_path))
+
+
+def train_by(recipe: Recipe) -> None:
+    """Train by a recipe that was read; the best weights end in its `run_dir`/best."""
     run = recipe.run_dir
     run.mkdir(parents=True, exist_ok=True)
     processes = recipe.processes
