@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grounding.config import KnowMVGConfig
 from grounding.copying import Emission
+from grounding.evaluation.calibration import calibrated
 from grounding.geometry import Frame, iou, stretch_contrast
 from grounding.knowledge import KnowledgeBank
 from grounding.network.decoder import DecodedBoxes
@@ -71,17 +72,34 @@ class Processor:
         return torch.from_numpy(np.stack([self.bank.log_prior(phrase) for phrase in phrases]))
 
     def scored_boxes(self, boxes: DecodedBoxes, index: int, frame: Frame) -> tuple[ScoredBox, ...]:
-        """Boxes of phrase `index` whose presence passes the threshold, best first, near duplicates left out."""
-        scores = boxes.presence_logits[index].float().sigmoid().tolist()
+        """Boxes of phrase `index` whose presence passes the threshold, best first, near duplicates left out.
+
+        The score is the presence or, where the model has a calibration, the probability that the box is right.
+        """
+        presence = boxes.presence_logits[index].float().sigmoid().tolist()
+        scores = self._scores(boxes, index, presence)
         decision = self.config.decision
         kept: list[ScoredBox] = []
-        for slot in sorted(range(len(scores)), key=lambda i: -scores[i]):
-            if scores[slot] < decision.presence:
+        for slot in sorted(range(len(presence)), key=lambda i: -presence[i]):
+            if presence[slot] < decision.presence:
                 break
             box = frame.to_image(boxes.refined[index, slot].tolist())
             if box.area > 0 and all(iou(box, other.box) < decision.duplicate_iou for other in kept):
                 kept.append(ScoredBox(box, scores[slot]))
-        return tuple(kept)
+        return tuple(sorted(kept, key=lambda scored: -scored.score))
+
+    def _scores(self, boxes: DecodedBoxes, index: int, presence: list[float]) -> list[float]:
+        numbers = self.config.decision.calibration
+        if not numbers:
+            return presence
+        logits = boxes.quality_logits
+        quality = None if logits is None else logits[index].float().sigmoid().tolist()
+        return [float(score) for score in calibrated(presence, quality, numbers)]
+
+    def uncalibrated(self) -> Processor:
+        """The same, without the calibration."""
+        decision = self.config.decision.model_copy(update={"calibration": ()})
+        return Processor(self.config.model_copy(update={"decision": decision}), self.tokens, self.bank)
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

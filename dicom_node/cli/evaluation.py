@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,25 +14,51 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dicom_node.cli.ground import read_dicom
+from dicom_node.errors import NodeError
 from dicom_node.pixels import render
 from grounding.evaluation import evaluate as evaluation
-from grounding.sets.manifest import load_image, read_manifest
+from grounding.evaluation import prior
+from grounding.evaluation.cases import PhantomCases, manifest_cases
+from grounding.evaluation.controls import CONTROLS
+from grounding.evaluation.documents import write_documents
+from grounding.evaluation.records import Case, Predictor
+from grounding.evaluation.records import Progress as ProgressFunction
+from grounding.knowledge import load_bank
+from grounding.sets.manifest import ManifestRow, load_image, read_manifest
 from grounding.types import Image
 
 FIRST_TEST_SEED = 0
 """Generated studies from here on are for testing: those of training and validation have far higher seeds."""
 
+FIRST_PRIOR_SEED, PRIOR_STUDIES = 502_000, 400
+"""Generated studies of the validation seeds that the median boxes are taken from."""
+
+ALL = "all"
+CHOSEN_CONTROLS = {"none": (), "blind": ("blind",), ALL: tuple(CONTROLS)}
+
 Answer = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What an evaluation is asked for. `prior_from` are manifests to take median boxes from; `report` is a folder."""
+
+    protocol: Literal["free", "phrase", "forced", "all"] = "free"
+    controls: Literal["none", "blind", "all"] = "blind"
+    prior_from: tuple[Path, ...] = ()
+    report: Path | None = None
+
+
 def evaluate_manifest(
-    manifest: Path, model: str, device: str, protocol: Literal["free", "phrase"], *, unseen: bool = False
+    manifest: Path, model: str, device: str, wishes: Wishes = Wishes(), *, unseen: bool = False
 ) -> Answer:
     """Return the figures of the model on the rows of `manifest`; raises ManifestError, ModelError or NodeError.
 
     `unseen` leaves out the rows of patients that the model was trained or chosen on, and counts them.
     """
+    _prepare(wishes)
     rows = read_manifest(manifest)
+    known = _prior_phrases(wishes, rows)
     # torch: seconds, which a wrong manifest need not wait
     from grounding.checkpoint import load_predictor, read_training_patients
 
@@ -38,19 +66,66 @@ def evaluate_manifest(
     read = functools.partial(load_image, read_dicom=read_radiograph)
     seen = read_training_patients(model) if unseen else frozenset()
     kept = [row for row in rows if row.patient not in seen]
-    with progress_bar() as progress:
-        answer = evaluation.evaluate(predictor, kept, protocol, read_image=read, progress=progress)
+    answer = assess(predictor, manifest_cases(kept, read), wishes, known)
     return {**answer, "left_out_as_seen": len(rows) - len(kept)}
 
 
-def evaluate_phantoms(count: int, model: str, device: str) -> Answer:
-    """Return the figures of the model, free-running, on `count` generated studies."""
+def evaluate_phantoms(count: int, model: str, device: str, wishes: Wishes = Wishes()) -> Answer:
+    """Return the figures of the model on `count` generated studies; raises ManifestError, ModelError or NodeError."""
+    _prepare(wishes)
+    known = _prior_phrases(wishes, ())
+    if wishes.controls == ALL and not known:
+        known = prior.phantom_phrases(range(FIRST_PRIOR_SEED, FIRST_PRIOR_SEED + PRIOR_STUDIES))
     from grounding.checkpoint import load_predictor
 
     predictor = load_predictor(model, device)
-    seeds = range(FIRST_TEST_SEED, FIRST_TEST_SEED + count)
+    return assess(predictor, PhantomCases(range(FIRST_TEST_SEED, FIRST_TEST_SEED + count)), wishes, known)
+
+
+def assess(
+    predictor: Predictor, cases: Sequence[Case], wishes: Wishes, known: Sequence[prior.Known] = ()
+) -> dict[str, Any]:
+    """Return the figures of a predictor on cases, and write the report if one is wished.
+
+    `known` phrases with their boxes make the table of median boxes; without any, that control is left out.
+    """
+    protocols = (
+        evaluation.applicable_protocols(predictor, cases) if wishes.protocol == ALL else (wishes.protocol,)
+    )  # fmt: skip
+    table = prior.PriorPredictor(prior.build_table(known, load_bank())) if known else None
+    course = evaluation.Course(protocols, CHOSEN_CONTROLS[wishes.controls], table)
     with progress_bar() as progress:
-        return evaluation.evaluate_phantoms(predictor, seeds, progress=progress)
+        result = evaluation.examine(predictor, cases, course, progress)
+    identity = predictor.identity
+    model = {"name": identity.name, "version": identity.version, "sha256": identity.sha256}
+    answer: dict[str, Any] = {"model": model, **result.figures()}
+    if wishes.report is not None:
+        write_documents(wishes.report, answer, result, cases)
+    return answer
+
+
+def _prepare(wishes: Wishes) -> None:
+    """Make the folder of the report, before hours are spent on what could not be written there."""
+    if wishes.report is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise NodeError("--report draws with matplotlib, which is not installed: pip install 'knowmvg-node[train]'")
+    try:
+        wishes.report.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NodeError(f"the folder {wishes.report} of --report cannot be made: {error.strerror}") from error
+
+
+def _prior_phrases(wishes: Wishes, tested: Sequence[ManifestRow]) -> list[prior.Known]:
+    """Phrases of the manifests for the median boxes, without the patients and pictures under test."""
+    patients = {row.patient for row in tested if row.patient}
+    pictures = {row.image.resolve() for row in tested}
+    rows = [row for path in wishes.prior_from for row in read_manifest(path)]
+    kept = [row for row in rows if row.patient not in patients and row.image.resolve() not in pictures]
+    known = prior.manifest_phrases(kept)
+    if wishes.prior_from and not known:
+        raise NodeError("--prior-from has no boxes of patients that are not under test; give a set of other patients")
+    return known
 
 
 def read_radiograph(path: Path) -> Image:
@@ -59,7 +134,7 @@ def read_radiograph(path: Path) -> Image:
 
 
 @contextmanager
-def progress_bar() -> Iterator[evaluation.Progress]:
+def progress_bar() -> Iterator[ProgressFunction]:
     """Give the function that moves a progress bar on standard error; it is shown on terminals only."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -67,16 +142,56 @@ def progress_bar() -> Iterator[evaluation.Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def figure_table(answer: Answer) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Return columns and rows for people: one protocol with its control, or all protocols side by side."""
+    if "protocols" in answer:
+        names = tuple(answer["protocols"])
+        return ("FIGURE", *(name.upper() for name in names), f"{names[0].upper()}, NO PIXELS"), _side_by_side(answer)
+    return ("FIGURE", "VALUE", "95 % INTERVAL", "WITHOUT PIXELS"), figure_rows(answer)
+
+
 def figure_rows(answer: Answer) -> list[list[object]]:
     """Return a row for each figure: its value, its interval, and the same without pixels."""
-    blind = answer.get("blind", {})
-    rows = [
+    flat, blind = _flat(answer), answer.get("blind", {})
+    rows: list[list[object]] = [
         [name, _show(value), _interval(answer.get(f"{name}_ci")), _show(blind.get(name))]
-        for name, value in answer.items()
-        if isinstance(value, int | float | str | None) and not name.endswith("_ci")
+        for name, value in flat.items()
     ]
     labels = answer.get("by_label", {})
     return rows + [_label_row(label, figures, blind) for label, figures in sorted(labels.items())]
+
+
+def _side_by_side(answer: Answer) -> list[list[object]]:
+    protocols = answer["protocols"]
+    blind, flat = answer.get("blind", {}), {name: _flat(figures) for name, figures in protocols.items()}
+    names = dict.fromkeys(name for figures in flat.values() for name in figures)
+    rows: list[list[object]] = [
+        [name, *(_valued(protocols[p], name, flat[p].get(name)) for p in protocols), _show(blind.get(name))]
+        for name in names
+    ]
+    for label in sorted(answer.get("by_label", {})):
+        found = [protocols[p]["by_label"].get(label) for p in protocols]
+        control = blind.get("by_label", {}).get(label, {})
+        cells = [f"{_show(figures['miou'])} (n={figures['n']})" if figures else None for figures in found]
+        rows.append([f"miou of {label}", *cells, _show(control.get("miou"))])
+    others = {name: answer[name] for name in ("controls", "seconds", "left_out_as_seen") if name in answer}
+    return rows + [[name, _show(value)] + [None] * len(protocols) for name, value in _flat(others).items()]
+
+
+def _valued(figures: Answer, name: str, value: object) -> object:
+    interval = _interval(figures.get(f"{name}_ci"))
+    return f"{_show(value)} ({interval})" if interval else _show(value)
+
+
+def _flat(figures: Answer) -> dict[str, object]:
+    """Single values by name, those of nested figures as `laterality.rate`; lists and what has rows of its own not."""
+    flat: dict[str, object] = {}
+    for name, value in figures.items():
+        if isinstance(value, Mapping) and name not in ("model", "blind", "by_label", "protocols"):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        elif isinstance(value, int | float | str | None) and not name.endswith("_ci"):
+            flat[name] = value
+    return flat
 
 
 def _label_row(label: str, figures: Mapping[str, Any], blind: Answer) -> list[object]:
@@ -88,5 +203,5 @@ def _show(value: object) -> object:
     return f"{value:.3f}" if isinstance(value, float) else value
 
 
-def _interval(value: object) -> object:
+def _interval(value: object) -> str | None:
     return f"{value[0]:.3f} to {value[1]:.3f}" if isinstance(value, list) else None

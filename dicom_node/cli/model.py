@@ -19,10 +19,20 @@ from dicom_node.errors import NodeError
 
 
 class Protocol(StrEnum):
-    """What an evaluated model is given: image and report, or image and phrase."""
+    """What an evaluated model is given: image and report, image and phrase, the report with its phrases, or each."""
 
     free = "free"
     phrase = "phrase"
+    forced = "forced"
+    all = "all"
+
+
+class Controls(StrEnum):
+    """What is measured beside the model: nothing, a run without pixels, or every control."""
+
+    none = "none"
+    blind = "blind"
+    all = "all"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -111,13 +121,23 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
         int | None, typer.Option(min=1, metavar="N", help="Instead of a set: N generated studies never trained on.")
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, metavar="DIR", help="Model folder [default: model.path]"),
+        str | None, typer.Option(metavar="DIR", help="Model folder, or `default` [default: model.path]")
     ] = None,
-    protocol: Annotated[Protocol, typer.Option(help="What the model is given beside the image.")] = Protocol.free,
+    protocol: Annotated[
+        Protocol, typer.Option(help="What the model is given: image and report, or the phrase, or its place.")
+    ] = Protocol.free,
+    controls: Annotated[Controls, typer.Option(help="What is measured beside the model.")] = Controls.blind,
+    prior_from: Annotated[
+        list[Path] | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE.jsonl", help="A set to take median boxes from."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(file_okay=False, metavar="DIR", help="Write figures and pictures there.")
+    ] = None,
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Leave out patients that the model was trained or chosen on.")
     ] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,21 +145,27 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
 
     The same figures are measured for a control that sees no pixels.
     """
-    from dicom_node.cli.evaluation import evaluate_manifest, evaluate_phantoms, figure_rows
+    from dicom_node.cli.evaluation import Wishes, evaluate_manifest, evaluate_phantoms, figure_table
+    from grounding.evaluation.tables import markdown
 
     if (manifest is None) == (phantoms is None):
         raise typer.BadParameter("give either --manifest FILE.jsonl or --phantoms N")
+    if as_json and as_markdown:
+        raise typer.BadParameter("give either --json or --markdown")
     settings = load_settings(config).model
-    path = str(model) if model else settings.path
+    path = model or settings.path
+    wishes = Wishes(protocol.value, controls.value, tuple(prior_from or ()), report)
     with plain_model_errors():
         if manifest is not None:
-            answer = evaluate_manifest(manifest, path, settings.device, protocol.value, unseen=unseen)
+            answer = evaluate_manifest(manifest, path, settings.device, wishes, unseen=unseen)
         else:
-            answer = evaluate_phantoms(phantoms or 0, path, settings.device)
+            answer = evaluate_phantoms(phantoms or 0, path, settings.device, wishes)
     if as_json:
         print_json(answer)
+    elif as_markdown:
+        typer.echo(markdown(answer), nl=False)
     else:
-        print_table(("FIGURE", "VALUE", "95 % INTERVAL", "WITHOUT PIXELS"), figure_rows(answer))
+        print_table(*figure_table(answer))
 
 
 @contextmanager

@@ -1,106 +1,117 @@
 """Evaluation of a predictor on a grounding set or on generated studies, always next to its image-blind control.
 
 `free` gives the predictor image and report and scores, for each reference phrase, the boxes of the most similar phrase
-it found. `phrase` gives it the phrase. The control repeats the run with every pixel set to one grey.
+it found. `phrase` gives it the phrase. `forced` gives it the report and says where in it the phrase stands. Controls
+repeat a run with pictures or words changed. What is predicted is kept; `figures` computes everything from that.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal, get_args
 
-import numpy as np
+from grounding.evaluation.calibration import calibration_figures
+from grounding.evaluation.cases import ImageReader, PhantomCases, manifest_cases
+from grounding.evaluation.controls import CONTROLS, Change, flip_figures, mirror_figures, unchanged
+from grounding.evaluation.laterality import laterality_figures
+from grounding.evaluation.metrics import Score, match_phrases, region_iou, share, summarize, token_f1
+from grounding.evaluation.records import Case, ForcedPredictor, Prediction, Predictor, Progress, Reference
+from grounding.sets.manifest import ManifestRow, load_image
+from grounding.types import Finding, Image, ReportText, Span
 
-from grounding.evaluation.metrics import Score, match_phrases, region_iou, summarize, token_f1
-from grounding.phantoms.study import PhantomStudy, make_study
-from grounding.sets.manifest import ManifestError, ManifestRow, load_image
-from grounding.text import read_plain_report
-from grounding.types import Box, Finding, Grounder, Image, ReportText, Span
-
-Protocols = Literal["free", "phrase"]
-ImageReader = Callable[..., Image]
-Progress = Callable[[int, int], None]
+Protocols = Literal["free", "phrase", "forced"]
+PROTOCOLS: tuple[Protocols, ...] = get_args(Protocols)
 SAME_PHRASE = 0.5
 """Token F1 from which two phrases count as the same one."""
 
-
-class Predictor(Grounder, Protocol):
-    """A grounder that can also be given the phrases."""
-
-    def ground_phrases(self, image: Image, phrases: Sequence[str]) -> Sequence[Finding]:
-        """Boxes of each of `phrases` in `image`, in the same order."""
-        ...
+PRIOR = "prior"
+SAME_MEASURES = ("blind", "other_picture", PRIOR)
+"""Controls that are scored as the model is, against the same references."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """A phrase and what is true of it. `boxes` is empty where the picture does not show it or the report denies it."""
+class Course:
+    """What an evaluation runs. The first protocol is the one that its figures lead with.
 
-    phrase: str
-    label: str
-    boxes: tuple[Box, ...]
-    negated: bool = False
-    source: Span | None = None
+    `controls` are names of `CONTROLS`: `blind` is run under every protocol, the others under the first. `prior` is
+    scored once, with the reference phrases given to it.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One picture with its report and reference phrases; `load` reads the pixels when their turn comes."""
-
-    name: str
-    load: Callable[[], Image]
-    report: ReportText
-    references: tuple[Reference, ...]
+    protocols: tuple[Protocols, ...] = ("free",)
+    controls: tuple[str, ...] = ("blind",)
+    prior: Predictor | None = None
 
 
 @dataclass(slots=True)
-class Tally:
-    """What a run over cases adds up."""
+class Run:
+    """What one protocol gave under one control; `first` holds the first box of each report instead of the matched."""
 
-    scores: list[Score] = field(default_factory=list)
-    absent: int = 0
-    false_groundings: int = 0
-    negated: int = 0
-    negated_grounded: int = 0
+    predictions: list[Prediction] = field(default_factory=list)
+    first: list[Prediction] = field(default_factory=list)
+    complete: bool = False
     phrases_given: int = 0
     phrases_wanted: int = 0
     phrases_matched: int = 0
-
-    def add(self, case: Case, reference: Reference, boxes: tuple[Box, ...]) -> None:
-        """Score one reference phrase by the boxes that it was given."""
-        if reference.boxes:
-            iou = region_iou(boxes, reference.boxes)
-            self.scores.append(Score(case.name, reference.label, iou, has_box=bool(boxes)))
-            return
-        self.absent += 1
-        self.false_groundings += bool(boxes)
-        self.negated += reference.negated
-        self.negated_grounded += reference.negated and bool(boxes)
+    without_report: int = 0
+    not_verbatim: int = 0
 
     def count_phrases(self, findings: Sequence[Finding], references: Sequence[Reference]) -> None:
         """Compare the phrases that were found with those that should be, by their words alone."""
         given = [finding.phrase for finding in findings if not finding.negated]
         wanted = [reference.phrase for reference in references if not reference.negated]
+        self.complete = True
         self.phrases_given += len(given)
         self.phrases_wanted += len(wanted)
         self.phrases_matched += len(match_phrases(given, wanted, minimum=SAME_PHRASE))
 
-    def figures(self) -> dict[str, object]:
-        """Everything measured, as plain JSON values."""
-        return summarize(self.scores) | {"absent": self.absent, "false_groundings": self.false_groundings}
 
-    def phrase_figures(self) -> dict[str, object]:
-        """How well phrases were found, where every phrase of the report is known."""
-        return {
-            "phrase_precision": _share(self.phrases_matched, self.phrases_given),
-            "phrase_recall": _share(self.phrases_matched, self.phrases_wanted),
-            "negated": self.negated,
-            "negated_grounded": self.negated_grounded,
-            "negated_grounded_rate": _share(self.negated_grounded, self.negated),
-        }
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The predictions of all runs, by (protocol, control); the control of the model as it is is ''."""
+
+    protocols: tuple[Protocols, ...]
+    runs: Mapping[tuple[str, str], Run]
+    seconds: float
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """Those of the first protocol, without a control."""
+        return self.runs[self.protocols[0], ""].predictions
+
+    def figures(self) -> dict[str, object]:
+        """Everything measured, as plain JSON values; the keys are those of the contract.
+
+        The first protocol's figures stand at the top; with several protocols, all stand under `protocols` by name.
+        """
+        first = self.protocols[0]
+        by_protocol = {name: self._protocol_figures(name) for name in self.protocols}
+        answer: dict[str, object] = {"protocol": first, **by_protocol[first]}
+        controls = self._control_figures(first)
+        if controls:
+            answer["controls"] = controls
+        if len(self.protocols) > 1:
+            answer["protocols"] = by_protocol
+        return answer | {"seconds": round(self.seconds, 3)}
+
+    def _protocol_figures(self, protocol: Protocols) -> dict[str, object]:
+        figures = protocol_figures(protocol, self.runs[protocol, ""])
+        blind = self.runs.get((protocol, "blind"))
+        return figures if blind is None else figures | {"blind": region_figures(blind.predictions)}
+
+    def _control_figures(self, protocol: Protocols) -> dict[str, object]:
+        seen = self.runs[protocol, ""].predictions
+        figures: dict[str, object] = {}
+        for (_, control), run in self.runs.items():
+            if control == "swapped_words":
+                figures[control] = flip_figures(seen, run.predictions)
+            elif control == "mirrored":
+                figures[control] = mirror_figures(seen, run.predictions) | overall(run.predictions)
+            elif control in SAME_MEASURES and control != "blind":
+                figures[control] = region_figures(run.predictions)
+        return figures
 
 
 def evaluate(
@@ -119,27 +130,148 @@ def evaluate(
     Raises:
         ManifestError: a picture cannot be read, or is not of the size that the manifest says.
     """
-    started = time.perf_counter()
-    usable = [row for row in rows if protocol == "phrase" or row.report]
-    cases = [_case(group, read_image) for group in _grouped(usable)]
-    seen, unseen = _run(predictor, cases, len(cases), protocol, blind, progress)
-    answer: dict[str, object] = {"protocol": protocol, **seen.figures(), "without_report": len(rows) - len(usable)}
-    if blind:
-        answer["blind"] = unseen.figures()
-    return answer | {"seconds": round(time.perf_counter() - started, 3)}
+    course = Course((protocol,), ("blind",) if blind else ())
+    return examine(predictor, manifest_cases(rows, read_image), course, progress).figures()
 
 
 def evaluate_phantoms(
     predictor: Predictor, seeds: Sequence[int], *, size: int = 256, blind: bool = True, progress: Progress | None = None
 ) -> dict[str, object]:
     """Score `predictor`, free-running, on the generated studies of `seeds`, which are made as they are needed."""
+    course = Course(("free",), ("blind",) if blind else ())
+    return examine(predictor, PhantomCases(seeds, size), course, progress).figures()
+
+
+def applicable_protocols(predictor: Predictor, cases: Sequence[Case]) -> tuple[Protocols, ...]:
+    """All protocols that can be run, free first: without a report only `phrase`, and `forced` where it is offered."""
+    reports = any(case.report.text for case in cases)
+    can_force = isinstance(predictor, ForcedPredictor)
+    return tuple(p for p in PROTOCOLS if p == "phrase" or (reports and (p == "free" or can_force)))
+
+
+def examine(
+    predictor: Predictor, cases: Sequence[Case], course: Course, progress: Progress | None = None
+) -> Evaluation:
+    """Run a course over the cases, one picture at a time.
+
+    Raises:
+        ManifestError: a picture cannot be read, or is not of the size that the manifest says.
+        ValueError: `forced` is asked of a predictor that cannot be forced.
+    """
+    if "forced" in course.protocols and not isinstance(predictor, ForcedPredictor):
+        raise ValueError("this predictor cannot be teacher-forced; use the protocols free and phrase")
     started = time.perf_counter()
-    cases = (_phantom_case(seed, make_study(seed, size)) for seed in seeds)
-    seen, unseen = _run(predictor, cases, len(seeds), "free", blind, progress)
-    answer: dict[str, object] = {"protocol": "free", **seen.figures(), **seen.phrase_figures()}
-    if blind:
-        answer["blind"] = unseen.figures()
-    return answer | {"seconds": round(time.perf_counter() - started, 3)}
+    plans = _plans(predictor, course)
+    runs = {(plan.protocol, plan.control): Run() for plan in plans}
+    for number in range(len(cases)):
+        image = cases[number].load()
+        for plan in plans:
+            _run_case(plan, cases, number, image, runs[plan.protocol, plan.control])
+        if progress is not None:
+            progress(number + 1, len(cases))
+    return Evaluation(course.protocols, runs, time.perf_counter() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    protocol: Protocols
+    control: str
+    predictor: Predictor
+    change: Change
+
+
+def _plans(predictor: Predictor, course: Course) -> list[_Plan]:
+    first, *others = course.protocols
+    plans = [_Plan(protocol, "", predictor, unchanged) for protocol in course.protocols]
+    plans += [_Plan(first, control, predictor, CONTROLS[control]) for control in course.controls]
+    if "blind" in course.controls:
+        plans += [_Plan(protocol, "blind", predictor, CONTROLS["blind"]) for protocol in others]
+    if course.prior is not None:
+        plans.append(_Plan("phrase", PRIOR, course.prior, unchanged))
+    return plans
+
+
+def _run_case(plan: _Plan, cases: Sequence[Case], number: int, image: Image, run: Run) -> None:
+    case, picture = plan.change(cases, number, image)
+    asked = _Asked(number, case, picture)
+    if plan.protocol != "phrase" and not case.report.text:
+        run.without_report += len(case.references)
+        return
+    answers = _ANSWERS[plan.protocol](plan.predictor, asked, run)
+    run.predictions += [_prediction(asked, reference, finding) for reference, finding in answers]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A case as the predictor sees it, under a control or not."""
+
+    number: int
+    case: Case
+    picture: Image
+
+
+_Answers = list[tuple[Reference, Finding | None]]
+
+
+def _answer_free(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
+    case = asked.case
+    findings = predictor.ground([asked.picture], case.report).findings
+    first = next((finding for finding in findings if finding.boxes), None)
+    run.first += [_prediction(asked, reference, first, only_first=True) for reference in case.references]
+    if case.complete:
+        run.count_phrases(findings, case.references)
+    return [(reference, matching_finding(findings, reference)) for reference in case.references]
+
+
+def _answer_phrase(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
+    references = asked.case.references
+    given = predictor.ground_phrases(asked.picture, [reference.phrase for reference in references])
+    return list(zip(references, given, strict=True))
+
+
+def _answer_forced(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
+    case = asked.case
+    placed = [(r, span) for r in case.references if (span := find_verbatim(case.report, r))]
+    run.not_verbatim += len(case.references) - len(placed)
+    if not placed or not isinstance(predictor, ForcedPredictor):
+        return []
+    given = predictor.ground_spans(asked.picture, case.report, [span for _, span in placed])
+    return [(reference, finding) for (reference, _), finding in zip(placed, given, strict=True)]
+
+
+_ANSWERS = {"free": _answer_free, "phrase": _answer_phrase, "forced": _answer_forced}
+
+
+def _prediction(
+    asked: _Asked, reference: Reference, finding: Finding | None, *, only_first: bool = False
+) -> Prediction:
+    """`only_first` scores the best box against the first reference box, as the predecessor does."""
+    boxes = finding.boxes if finding else ()
+    wanted = reference.boxes
+    if only_first:
+        boxes, wanted = tuple(sorted(boxes, key=lambda scored: -scored.score)[:1]), wanted[:1]
+    return Prediction(
+        case=asked.number,
+        image=asked.case.name,
+        reference=reference,
+        midline=asked.case.midline,
+        size=(asked.picture.shape[0], asked.picture.shape[1]),
+        phrase=finding.phrase if finding else None,
+        boxes=boxes,
+        iou=region_iou([scored.box for scored in boxes], wanted),
+        uncertainty=finding.uncertainty if finding else None,
+    )
+
+
+def find_verbatim(report: ReportText, reference: Reference) -> Span | None:
+    """Where the phrase of a reference stands in the sentences of the report; upper and lower case are the same."""
+    source = reference.source
+    if source is not None and report.text[source.start : source.end] == reference.phrase:
+        return source
+    words = r"\s+".join(re.escape(word) for word in reference.phrase.split())
+    pattern = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE)
+    found = (pattern.search(report.text, sentence.start, sentence.end) for sentence in report.sentences)
+    return next((Span(*match.span()) for match in found if match), None)
 
 
 def matching_finding(findings: Sequence[Finding], reference: Reference) -> Finding | None:
@@ -162,70 +294,48 @@ def _shared(first: Span | None, second: Span | None) -> int:
     return max(0, min(first.end, second.end) - max(first.start, second.start))
 
 
-def _run(
-    predictor: Predictor,
-    cases: Sequence[Case] | Iterator[Case],
-    total: int,
-    protocol: Protocols,
-    blind: bool,
-    progress: Progress | None,
-) -> tuple[Tally, Tally]:
-    """Tallies with the pixels and without them."""
-    seen, unseen = Tally(), Tally()
-    for done, case in enumerate(cases, 1):
-        image = case.load()
-        _score(predictor, case, image, protocol, seen)
-        if blind:
-            _score(predictor, case, np.full_like(image, 0.5), protocol, unseen)
-        if progress is not None:
-            progress(done, total)
-    return seen, unseen
+def protocol_figures(protocol: Protocols, run: Run) -> dict[str, object]:
+    """All figures of a run without a control."""
+    figures = region_figures(run.predictions) | {"without_report": run.without_report}
+    if protocol == "forced":
+        figures["not_verbatim"] = run.not_verbatim
+    if protocol == "free":
+        figures["first"] = overall(run.first)
+    if run.complete:
+        figures |= phrase_figures(run)
+    return figures | {
+        "laterality": laterality_figures(run.predictions),
+        "calibration": calibration_figures(run.predictions),
+    }
 
 
-def _score(predictor: Predictor, case: Case, image: Image, protocol: Protocols, tally: Tally) -> None:
-    if protocol == "phrase":
-        given = predictor.ground_phrases(image, [reference.phrase for reference in case.references])
-        for reference, finding in zip(case.references, given, strict=True):
-            tally.add(case, reference, _boxes(finding))
-        return
-    findings = predictor.ground([image], case.report).findings
-    for reference in case.references:
-        tally.add(case, reference, _boxes(matching_finding(findings, reference)))
-    tally.count_phrases(findings, case.references)
+def scores_of(predictions: Sequence[Prediction]) -> list[Score]:
+    """The scores of the phrases that the pictures show."""
+    return [Score(p.image, p.reference.label, p.iou, has_box=p.is_localized) for p in predictions if p.reference.boxes]
 
 
-def _boxes(finding: Finding | None) -> tuple[Box, ...]:
-    return () if finding is None else tuple(scored.box for scored in finding.boxes)
+def region_figures(predictions: Sequence[Prediction]) -> dict[str, object]:
+    """Overlap with the phrases that the picture shows, and how often others were grounded."""
+    absent = [p for p in predictions if not p.reference.boxes]
+    return summarize(scores_of(predictions)) | {
+        "absent": len(absent),
+        "false_groundings": sum(p.is_localized for p in absent),
+    }
 
 
-def _share(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
+def overall(predictions: Sequence[Prediction]) -> dict[str, object]:
+    """Overlap without the figures of each finding."""
+    return {name: value for name, value in summarize(scores_of(predictions)).items() if name != "by_label"}
 
 
-def _grouped(rows: Sequence[ManifestRow]) -> list[list[ManifestRow]]:
-    """Rows of one picture and one report together, so that each pair is run once."""
-
-    def key(row: ManifestRow) -> tuple[str, str]:
-        return str(row.image), row.report or ""
-
-    return [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
-
-
-def _case(rows: Sequence[ManifestRow], read_image: ImageReader) -> Case:
-    first = rows[0]
-
-    def load() -> Image:
-        image = read_image(first.image)
-        for row in rows:
-            if image.shape != (row.height, row.width):
-                size = f"{image.shape[1]} x {image.shape[0]}"
-                raise ManifestError(f"row {row.id}: {row.image} is {size} pixels, not {row.width} x {row.height}")
-        return image
-
-    references = tuple(Reference(row.phrase, row.label or "unlabelled", row.boxes) for row in rows)
-    return Case(str(first.image), load, read_plain_report(first.report or ""), references)
-
-
-def _phantom_case(seed: int, study: PhantomStudy) -> Case:
-    references = tuple(Reference(p.phrase, p.label, p.boxes, p.negated, p.source) for p in study.phrases)
-    return Case(f"phantom-{seed}", lambda: study.image, study.report, references)
+def phrase_figures(run: Run) -> dict[str, object]:
+    """How well phrases were found, where every phrase of the report is known."""
+    denied = [p for p in run.predictions if p.reference.negated]
+    grounded = sum(p.is_localized for p in denied)
+    return {
+        "phrase_precision": share(run.phrases_matched, run.phrases_given),
+        "phrase_recall": share(run.phrases_matched, run.phrases_wanted),
+        "negated": len(denied),
+        "negated_grounded": grounded,
+        "negated_grounded_rate": share(grounded, len(denied)),
+    }

@@ -50,11 +50,29 @@ def _areas(first: Sequence[Box], second: Sequence[Box]) -> tuple[float, float, f
     boxes = [*first, *second]
     if not boxes:
         return 0.0, 0.0, 0.0
-    xs = np.unique([edge for box in boxes for edge in (box.x1, box.x2)])
-    ys = np.unique([edge for box in boxes for edge in (box.y1, box.y2)])
-    cells = np.diff(ys)[:, None] * np.diff(xs)[None, :]
+    xs, ys, cells = _grid(boxes)
     one, two = _covered(first, xs, ys), _covered(second, xs, ys)
     return (float(cells[one].sum()), float(cells[two].sum()), float(cells[one & two].sum()))
+
+
+def region_centre(boxes: Sequence[Box]) -> tuple[float, float] | None:
+    """(x, y) of the centre of area of the union of `boxes`; None where it has no area."""
+    if not boxes:
+        return None
+    xs, ys, cells = _grid(boxes)
+    covered = np.where(_covered(boxes, xs, ys), cells, 0.0)
+    area = float(covered.sum())
+    if area <= 0:
+        return None
+    x = float((covered.sum(axis=0) * (xs[:-1] + xs[1:]) / 2).sum()) / area
+    return x, float((covered.sum(axis=1) * (ys[:-1] + ys[1:]) / 2).sum()) / area
+
+
+def _grid(boxes: Sequence[Box]) -> tuple[Floats, Floats, Floats]:
+    """Sorted x and y of all corners, and float64[len(ys) - 1, len(xs) - 1]: the areas of the cells between them."""
+    xs = np.unique([edge for box in boxes for edge in (box.x1, box.x2)])
+    ys = np.unique([edge for box in boxes for edge in (box.y1, box.y2)])
+    return xs, ys, np.diff(ys)[:, None] * np.diff(xs)[None, :]
 
 
 def _covered(boxes: Sequence[Box], xs: Floats, ys: Floats) -> NDArray[np.bool_]:
@@ -67,7 +85,7 @@ def _covered(boxes: Sequence[Box], xs: Floats, ys: Floats) -> NDArray[np.bool_]:
 
 
 def summarize(scores: Sequence[Score], *, seed: int = 0) -> dict[str, object]:
-    """AP10, AP30, AP50, mIoU with 95 % intervals, the rate of phrases without a box, and the same by label.
+    """AP10, AP30, AP50, mIoU with 95 % intervals, the rate of phrases without a box, and all of it by label.
 
     `ap50` is a share in [0, 1] and `ap50_ci` its interval [low, high] (bootstrap over images, `RESAMPLES` resamples);
     all are None where nothing was scored.
@@ -80,13 +98,13 @@ def summarize(scores: Sequence[Score], *, seed: int = 0) -> dict[str, object]:
             | {"no_box_rate": None, "by_label": {}}
         )
     values = _values(scores)
-    means, intervals = values.mean(axis=0), _intervals(scores, values, seed)
+    means, intervals = values.mean(axis=0), _intervals([score.image for score in scores], values, seed)
     figures: dict[str, object] = {"n": len(scores), "images": len({score.image for score in scores})}
     for index, name in enumerate(MEASURES):
         figures[name] = _rounded(means[index])
         figures[f"{name}_ci"] = [_rounded(intervals[0, index]), _rounded(intervals[1, index])]
     figures["no_box_rate"] = _rounded(np.mean([not score.has_box for score in scores]))
-    figures["by_label"] = _by_label(scores, values)
+    figures["by_label"] = _by_label(scores, values, seed)
     return figures
 
 
@@ -96,10 +114,10 @@ def _values(scores: Sequence[Score]) -> Floats:
     return np.stack([*(ious >= threshold for threshold in THRESHOLDS.values()), ious], axis=1).astype(np.float64)
 
 
-def _intervals(scores: Sequence[Score], values: Floats, seed: int) -> Floats:
-    """float64[2, 4]: 2.5 and 97.5 percentiles of the means over resampled images."""
-    names = {name: index for index, name in enumerate(sorted({score.image for score in scores}))}
-    group = np.array([names[score.image] for score in scores])
+def _intervals(images: Sequence[str], values: Floats, seed: int) -> Floats:
+    """float64[2, k] of float64[n, k]: 2.5 and 97.5 percentiles of the means over resampled images."""
+    names = {name: index for index, name in enumerate(sorted(set(images)))}
+    group = np.array([names[image] for image in images])
     sums = np.zeros((len(names), values.shape[1]))
     np.add.at(sums, group, values)
     counts = np.bincount(group, minlength=len(names))
@@ -108,13 +126,38 @@ def _intervals(scores: Sequence[Score], values: Floats, seed: int) -> Floats:
     return np.asarray(np.percentile(means, [2.5, 97.5], axis=0), dtype=np.float64)
 
 
-def _by_label(scores: Sequence[Score], values: Floats) -> dict[str, dict[str, float]]:
-    table: dict[str, dict[str, float]] = {}
+def _by_label(scores: Sequence[Score], values: Floats, seed: int) -> dict[str, dict[str, object]]:
+    table: dict[str, dict[str, object]] = {}
     for label in sorted({score.label for score in scores}):
-        chosen = np.array([score.label == label for score in scores])
+        chosen = [index for index, score in enumerate(scores) if score.label == label]
+        of_label = [scores[index] for index in chosen]
         means = values[chosen].mean(axis=0)
-        table[label] = {"n": int(chosen.sum())} | {name: _rounded(means[i]) for i, name in enumerate(MEASURES)}
+        low, high = _intervals([score.image for score in of_label], values[chosen], seed)
+        figures: dict[str, object] = {"n": len(chosen)}
+        for i, name in enumerate(MEASURES):
+            figures |= {name: _rounded(means[i]), f"{name}_ci": [_rounded(low[i]), _rounded(high[i])]}
+        figures["no_box_rate"] = _rounded(np.mean([not score.has_box for score in of_label]))
+        table[label] = figures
     return table
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], images: Sequence[str], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of `a` - `b` over the same items, and its 95 % interval (bootstrap over the items' images).
+
+    Raises ValueError where the lists differ in length or are empty.
+    """
+    if not len(a) == len(b) == len(images) > 0:
+        raise ValueError(f"one score of each run for each item is needed, not {len(a)}, {len(b)} and {len(images)}")
+    gaps = np.subtract(a, b, dtype=np.float64)[:, None]
+    low, high = _intervals(images, gaps, seed)[:, 0]
+    return float(gaps.mean()), float(low), float(high)
+
+
+def share(part: int, whole: int) -> float | None:
+    """`part` of `whole`, to four places; None of nothing."""
+    return round(part / whole, 4) if whole else None
 
 
 def _rounded(value: float | np.floating[Any]) -> float:
