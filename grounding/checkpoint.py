@@ -1,5 +1,7 @@
 """A model folder: config.json, model.safetensors (half precision) and the tokenizer. Written whole, read with care.
 
+A model with pretrained parts holds what was trained, and names the folders of the rest with their digests.
+
 No pickle is ever read. A folder that is missing, damaged or not of one piece raises ModelError that names the file
 and says what to do.
 """
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
 from grounding.network.model import KnowMVG
+from grounding.network.pretrained import with_digests
 from grounding.predictor import Predictor
 from grounding.tokens import GroundingTokenizer
 from grounding.types import ModelError, ModelIdentity
@@ -36,11 +39,11 @@ def default_checkpoint() -> Path:
 
 
 def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, bank: KnowledgeBank) -> None:
-    """Write a model folder; weights in float16, each tensor once."""
+    """Write a model folder; weights in float16, each tensor once, without those that pretrained folders hold."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens.save(folder)
     weights, seen = {}, set()
-    for name, value in network.state_dict().items():
+    for name, value in network.own_state().items():
         if value.data_ptr() in seen and value.numel() > 1:
             continue
         seen.add(value.data_ptr())
@@ -49,7 +52,7 @@ def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, 
     save_file(weights, partial)
     partial.chmod(0o644)  # the library keeps its files to their owner
     partial.replace(folder / WEIGHTS)
-    config = network.config.model_copy(update={"knowledge_sha256": bank.sha256})
+    config = with_digests(network.config).model_copy(update={"knowledge_sha256": bank.sha256})
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -82,6 +85,7 @@ def load_predictor(path: Path | str, device: str = "auto") -> Predictor:
     config, bank = read_config(folder), load_bank()
     if config.knowledge_sha256 != bank.sha256:
         raise ModelError(f"{folder / CONFIG} was trained with another knowledge bank than this package has; {REMEDY}")
+    with_digests(config)
     tokens = _read_tokens(folder)
     network = _read_network(folder, config, bank, tokens).to(choose_device(device))
     return Predictor(network, tokens, bank, ModelIdentity(config.name, config.version, digest(folder)))
@@ -134,8 +138,10 @@ def _read_network(folder: Path, config: KnowMVGConfig, bank: KnowledgeBank, toke
                                          strict=False)  # fmt: skip
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} ({_brief(error)}); {REMEDY}") from error
-    held = {network.state_dict()[name].data_ptr() for name in weights if name in network.state_dict()}
-    absent = [name for name in report.missing_keys if network.state_dict()[name].data_ptr() not in held]
+    state, borrowed = network.state_dict(), network.borrowed()
+    held = {state[name].data_ptr() for name in weights if name in state}
+    missing = (name for name in report.missing_keys if name not in borrowed)
+    absent = [name for name in missing if state[name].data_ptr() not in held]
     if absent or report.unexpected_keys:
         named = (absent or report.unexpected_keys)[0]
         raise ModelError(f"{folder / WEIGHTS} does not fit {CONFIG} (tensor {named}); {REMEDY}")

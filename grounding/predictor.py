@@ -7,6 +7,7 @@ encoded once. No reference box or phrase can reach `ground`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,10 +16,9 @@ import torch
 from grounding.copying import Emission
 from grounding.knowledge import KnowledgeBank
 from grounding.negation import ReportGuard, is_negated
-from grounding.network.backbone import ImageFeatures
+from grounding.network.answering import PhraseStates
 from grounding.network.decoder import DecodedBoxes
-from grounding.network.language import PhraseStates
-from grounding.network.model import KnowMVG
+from grounding.network.model import KnowMVG, SeenImages
 from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
@@ -85,31 +85,59 @@ class Predictor:
         read = [ReadPhrase(phrase, None, is_negated(phrase, 0, len(phrase))) for phrase in phrases]
         return tuple(self._findings(0, image, features, states, read, list(range(len(read)))))
 
-    def _encode(self, image: Image) -> ImageFeatures:
+    @torch.inference_mode()
+    def ground_spans(self, image: Image, report: ReportText, spans: Sequence[Span]) -> tuple[Finding, ...]:
+        """Boxes of the phrases at `spans` of `report`, in the same order, each forced where it stands in its sentence.
+
+        Teacher forcing, for evaluation: the model does not choose the phrases. What the report negates is not looked
+        for. A span that no sentence holds is read alone, as `ground_phrases` does.
+        """
+        if not spans:
+            return ()
+        pieces = [piece for s in report.sentences for piece in self._processor.pieces(s, report.text)]
+        rows = forced_rows(spans, pieces)
+        guard = ReportGuard(report.text)
+        read = [_read_span(report, span, guard) for span in spans]
+        texts = [(text, self._processor.encode(text)) for text in (report.text[p.start : p.end] for p, _ in rows)]
+        answers = [
+            [Emission(spans[i].start - piece.start, spans[i].end - piece.start, read[i].negated) for i in indices]
+            for piece, indices in rows
+        ]
+        features = self._encode(image)
+        states = self._forced(features, texts, answers)
+        order = [i for _, indices in rows for i in indices]
+        found = self._findings(0, image, features, states, [read[i] for i in order], list(range(len(order))))
+        return tuple(found[order.index(i)] for i in range(len(spans)))
+
+    def uncalibrated(self) -> Predictor:
+        """The same model, whose scores are the plain presence probabilities that a calibration is fitted on."""
+        twin = copy(self)
+        twin._processor = self._processor.uncalibrated()
+        return twin
+
+    def _encode(self, image: Image) -> SeenImages:
         return self._network.encode_images(self._processor.pixels(image).to(self.device))
 
     def _read(
-        self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]]
+        self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
     ) -> tuple[list[list[Emission]], PhraseStates]:
         """What the model reads in the texts, settled, and the states of those phrases."""
         language = self._network.language
-        image_tokens = language.image_tokens(features.coarse)
-        copied, states = language.generate(image_tokens, [tokens for _, tokens in texts], self._processor.tokens)
+        copied, states = language.generate(features.tokens, [tokens for _, tokens in texts], self._processor.tokens)
         settled = [settle(text, found, self._bank) for (text, _), found in zip(texts, copied, strict=True)]
         return settled, states if settled == copied else self._forced(features, texts, settled)
 
     def _forced(
-        self, features: ImageFeatures, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
+        self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
     ) -> PhraseStates:
         """States of phrases that are already decided, on another image or without a report."""
         given = [(text, tokens, found) for (text, tokens), found in zip(texts, answers, strict=True)]
         batch = to_device(self._processor.forced_batch(given), self.device)
-        image_tokens = self._network.language.image_tokens(features.coarse)[batch.image_of_text]
-        states = self._network.language(image_tokens, batch.token_ids, batch.mask)
+        states = self._network.language(features.tokens[batch.image_of_text], batch.token_ids, batch.mask)
         return self._network.phrase_states(states, batch)
 
     def _findings(
-        self, number: int, image: Image, features: ImageFeatures, states: PhraseStates, phrases: Sequence[ReadPhrase],
+        self, number: int, image: Image, features: SeenImages, states: PhraseStates, phrases: Sequence[ReadPhrase],
         keep: Sequence[int],
     ) -> list[Finding]:  # fmt: skip
         wanted = [i for i in keep if not phrases[i].negated]
@@ -132,7 +160,7 @@ class Predictor:
         return findings
 
     def _decode(
-        self, features: ImageFeatures, states: PhraseStates, phrases: Sequence[ReadPhrase], wanted: Sequence[int]
+        self, features: SeenImages, states: PhraseStates, phrases: Sequence[ReadPhrase], wanted: Sequence[int]
     ) -> DecodedBoxes | None:
         if not wanted:
             return None
@@ -148,6 +176,29 @@ class Predictor:
             negated=read.negated, finding=reading.entity.concept if reading.entity else None,
             site=self._bank.site(reading), uncertainty=doubt if boxes else None,
         )  # fmt: skip
+
+
+def forced_rows(spans: Sequence[Span], pieces: Sequence[Span]) -> list[tuple[Span, list[int]]]:
+    """Texts to force phrases in, each (place in the report, indices of its spans in order of the text).
+
+    The phrases of a piece stand in one text, as the model would copy them; one that overlaps another, in another.
+    """
+    rows: list[tuple[Span, list[int]]] = []
+    for i in sorted(range(len(spans)), key=lambda index: spans[index].start):
+        span = spans[i]
+        piece = next((p for p in pieces if p.start <= span.start and span.end <= p.end), span)
+        row = next((held for p, held in rows if p == piece and spans[held[-1]].end <= span.start), None)
+        if row is None:
+            rows.append((piece, [i]))
+        else:
+            row.append(i)
+    return rows
+
+
+def _read_span(report: ReportText, span: Span, guard: ReportGuard) -> ReadPhrase:
+    sentence = next((s for s in report.sentences if s.start <= span.start and span.end <= s.end), span)
+    negated = guard.is_negated(sentence, span.start, span.end)
+    return ReadPhrase(report.text[span.start : span.end], span, negated)
 
 
 def read_phrases(

@@ -1,4 +1,7 @@
-"""Text to token ids and back to characters: a byte-level BPE whose every token knows its place in the text."""
+"""Text to token ids and back to characters: every token knows its place in the text.
+
+The tokenizer is a byte-level BPE of our own, or the fast tokenizer of a pretrained model with our tokens added.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, GROUND, BOX, NEG = "<pad>", "<s>", "</s>", "<ground>", "<BOX>", "<NEG>"
@@ -17,6 +20,7 @@ CUTS = [re.compile(cut) for cut in (r"(?<=;)", r"(?<=,)(?=\s)", r"(?=\sand\s)", 
 """Where a text that is too long for a prompt may be cut, best first."""
 
 SPECIAL = [PAD, BOS, EOS, GROUND, BOX, NEG]
+"""What the ids of a tokenizer of our own begin with."""
 
 
 _UNREADABLE = re.compile("[<\ud800-\udfff]")
@@ -43,12 +47,24 @@ class TextTokens:
 
 
 class GroundingTokenizer:
-    """The tokenizer of the language model and its special tokens."""
+    """The tokenizer of the language model and its special tokens.
+
+    A prompt of a tokenizer of our own begins with <s>. With a pretrained one the image stands before the text, and
+    `opening` is what its model expects at the very start, before the image.
+    """
 
     def __init__(self, fast: Any) -> None:
         self.fast = fast
-        ids = fast.convert_tokens_to_ids(SPECIAL)
-        self.pad, self.bos, self.eos, self.ground, self.box, self.neg = (int(i) for i in ids)
+        self.ground, self.box, self.neg = (int(i) for i in fast.convert_tokens_to_ids([GROUND, BOX, NEG]))
+        self.eos = int(fast.eos_token_id)
+        self.pad = int(self.eos if fast.pad_token_id is None else fast.pad_token_id)
+        self.bos = None if fast.bos_token_id is None else int(fast.bos_token_id)
+        self._own = fast.convert_tokens_to_ids(SPECIAL) == list(range(len(SPECIAL)))
+
+    @property
+    def opening(self) -> list[int]:
+        """Ids at the start of a sequence of a pretrained model."""
+        return [] if self.bos is None else [self.bos]
 
     def __len__(self) -> int:
         return len(self.fast)
@@ -94,9 +110,13 @@ class GroundingTokenizer:
     def _encoding(self, text: str) -> Any:
         return self.fast.backend_tokenizer.encode(_UNREADABLE.sub(" ", text), add_special_tokens=False)
 
+    def plain_ids(self, text: str) -> list[int]:
+        """All token ids of a text, blanks too."""
+        return list(self._encoding(text).ids) if text else []
+
     def prompt_ids(self, text: TextTokens) -> list[int]:
-        """<s> text <ground>."""
-        return [self.bos, *text.ids, self.ground]
+        """<s> text <ground>; <s> with a tokenizer of our own only."""
+        return [*(self.opening if self._own else []), *text.ids, self.ground]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -106,6 +126,14 @@ class GroundingTokenizer:
     def load(cls, folder: Path) -> GroundingTokenizer:
         """Read what `save` wrote."""
         return cls(PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True))
+
+    @classmethod
+    def pretrained(cls, folder: Path) -> GroundingTokenizer:
+        """The tokenizer of a pretrained model's folder, with <ground>, <BOX> and <NEG> added."""
+        fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        fast.add_tokens([AddedToken(token, special=True, normalized=False) for token in (GROUND, BOX, NEG)])
+        # Signs of the model's own that stand in a report are words of the report.
+        return cls(fast)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> GroundingTokenizer:

@@ -23,6 +23,9 @@ class ImageFeatures:
 class VisionBackbone(nn.Module):
     """Pixels float32[B, 1, S, S] in [0, 1] to two fused grids of the decoder's width (strides 8 and 16 by default)."""
 
+    borrowed: frozenset[str] = frozenset()
+    """Names of weights that belong to a pretrained folder and are not kept with the model: none."""
+
     def __init__(self, config: KnowMVGConfig) -> None:
         super().__init__()
         settings: dict[str, Any] = dict(config.vision)
@@ -36,6 +39,14 @@ class VisionBackbone(nn.Module):
         self.norm = nn.GroupNorm(1, width)
         # Convolutions are faster on CPUs with the channels innermost; weights keep their shape.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def coarse_size(self, canvas: int) -> int:
+        """Cells of a side of the coarse grid of a picture of `canvas` pixels."""
+        with torch.no_grad():
+            return int(self.eval()(torch.zeros(1, 1, canvas, canvas)).coarse.shape[-1])
+
+    def checkpoint_gradients(self) -> None:
+        """A small tower keeps its activations: there is nothing to save."""
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Top-down fusion: the last map is the widest view, the first two are the grids that come out."""

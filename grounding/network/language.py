@@ -1,4 +1,4 @@
-"""The multimodal language model: pooled image tokens and a text in, phrases and <BOX> tokens out.
+"""The small multimodal language model: pooled image tokens and a text in, phrases and <BOX> tokens out.
 
 Layout of a sequence: image tokens, <s>, text, <ground>, then the answer: phrase <BOX> phrase <NEG> ... </s>.
 The state that stands for a box is the one that predicts <BOX>. Teacher forcing and cached generation share one
@@ -7,7 +7,6 @@ network call, and generation can only copy contiguous words of its prompt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from grounding.config import KnowMVGConfig
 from grounding.copying import CopyConstraint, Emission
+from grounding.network.answering import Answers, PhraseStates
+from grounding.network.backbone import ImageFeatures
 from grounding.tokens import TextTokens
-
-
-@dataclass(frozen=True, slots=True)
-class PhraseStates:
-    """`box` float32[N, d] predicts <BOX>; `phrase` float32[N, d] is the mean over the phrase's tokens."""
-
-    box: Tensor
-    phrase: Tensor
-
 
 LENGTH_GROUPS = 3
 """Into how many groups of like length the texts of a batch are parted."""
 
 
 class LanguageModel(nn.Module):
-    """A causal language model of transformers that reads image tokens through a projector."""
+    """A causal language model of transformers, built anew, that reads image tokens through a projector."""
+
+    borrowed: frozenset[str] = frozenset()
+    """Names of weights that belong to a pretrained folder and are not kept with the model: none."""
 
     def __init__(self, config: KnowMVGConfig) -> None:
         super().__init__()
@@ -50,6 +45,10 @@ class LanguageModel(nn.Module):
     def image_token_count(self) -> int:
         """Image tokens at the start of each sequence."""
         return self.side * self.side
+
+    def look(self, pixels: Tensor, features: ImageFeatures) -> Tensor:
+        """What the texts on an image begin with, float32[B, n, d]: here tokens of the backbone's features."""
+        return self.image_tokens(features.coarse)
 
     def image_tokens(self, coarse: Tensor) -> Tensor:
         """float32[B, C, H, W] -> float32[B, side * side, d]."""
@@ -98,40 +97,34 @@ class LanguageModel(nn.Module):
 
         Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
         """
-        run = _Generation(self, image_tokens, prompts, tokens)
-        for _ in range(self.max_answer_tokens):
-            if not run.step():
-                break
-        return run.emissions(), run.states()
+        rows = [CopyConstraint(prompt, tokens) for prompt in prompts]
+        reading = _CachedReading(self, image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
+        return Answers(reading, rows, self.logits).run(self.max_answer_tokens)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep no activations for the backward pass: compute them again there."""
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-class _Generation:
-    """One batch of answers under way: the cache, each row's constraint and the states collected so far."""
+class _CachedReading:
+    """One batch of texts as far as they have been read: the cache and the newest states."""
 
-    def __init__(self, language: LanguageModel, image_tokens: Tensor, prompts: list[TextTokens], tokens: Any) -> None:
+    def __init__(self, language: LanguageModel, image_tokens: Tensor, ids: list[list[int]], pad: int) -> None:
         self.language = language
-        self.rows = [CopyConstraint(prompt, tokens) for prompt in prompts]
         self.cache = DynamicCache()
-        self.collected: list[list[Tensor]] = [[] for _ in prompts]
-        self.found: list[list[PhraseStates]] = [[] for _ in prompts]
-        self.pad = tokens.pad
-        self.hidden = self._prefill(image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts])
-
-    def _prefill(self, image_tokens: Tensor, ids: list[list[int]]) -> Tensor:
         longest = max(len(row) for row in ids)
         count, device = image_tokens.shape[1], image_tokens.device
-        padded = torch.tensor([[self.pad] * (longest - len(row)) + row for row in ids], device=device)
+        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
         text = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
         # Left padding keeps the last column the newest token of every row; it lies before the image tokens.
-        order = [torch.arange(longest - len(row), device=device) for row in ids]
-        embedded = self.language.embed(padded)
+        embedded = language.embed(padded)
         inputs, masks = [], []
-        for row, blank in enumerate(order):
-            n = len(blank)
+        for row in range(len(ids)):
+            n = longest - len(ids[row])
             inputs.append(torch.cat([embedded[row, :n], image_tokens[0], embedded[row, n:]]))
             masks.append(torch.cat([text[row, :n], text.new_ones(count), text[row, n:]]))
         self.mask = torch.stack(masks)
-        return self._advance(torch.stack(inputs), (self.mask.cumsum(1) - 1).clamp_min(0))
+        self.hidden = self._advance(torch.stack(inputs), (self.mask.cumsum(1) - 1).clamp_min(0))
 
     def _advance(self, inputs: Tensor, positions: Tensor) -> Tensor:
         out = self.language.lm.model(
@@ -141,38 +134,8 @@ class _Generation:
         last: Tensor = out.last_hidden_state[:, -1]
         return last
 
-    def step(self) -> bool:
-        """Choose one token for each row and read it; False when every row has ended."""
-        logits = self.language.logits(self.hidden).float().cpu()
-        chosen: list[int] = []
-        for index, row in enumerate(self.rows):
-            token = row.choose(logits[index])
-            if token in row.closers:
-                run = torch.stack(self.collected[index])
-                self.found[index].append(PhraseStates(run[-1], run.mean(0)))
-                self.collected[index].clear()
-            chosen.append(token)
-        if all(row.ended for row in self.rows):
-            return False
-        self._feed(chosen)
-        return True
-
-    def _feed(self, chosen: list[int]) -> None:
+    def feed(self, chosen: list[int]) -> None:
+        """Read one more token of each text."""
         ids = torch.tensor(chosen, device=self.mask.device)[:, None]
         self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         self.hidden = self._advance(self.language.embed(ids), self.mask.sum(1, keepdim=True) - 1)
-        for index, row in enumerate(self.rows):
-            if row.in_phrase:
-                self.collected[index].append(self.hidden[index])
-
-    def emissions(self) -> list[list[Emission]]:
-        """What each row closed with <BOX> or <NEG>, in order."""
-        return [row.emissions for row in self.rows]
-
-    def states(self) -> PhraseStates:
-        """States of all closed phrases of all rows."""
-        found = [state for row in self.found for state in row]
-        if not found:
-            empty = self.hidden.new_zeros((0, self.language.width))
-            return PhraseStates(empty, empty)
-        return PhraseStates(torch.stack([s.box for s in found]), torch.stack([s.phrase for s in found]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank
+from grounding.network.answering import PhraseStates
 from grounding.network.backbone import ImageFeatures, VisionBackbone
 from grounding.network.decoder import BoxDecoder, DecodedBoxes
-from grounding.network.language import LanguageModel, PhraseStates
+from grounding.network.image_text import ImageTextModel
+from grounding.network.language import LanguageModel
 from grounding.network.prompter import KnowledgePrompter
+from grounding.network.sam import SamBackbone
 from grounding.tokens import GroundingTokenizer
 
 
@@ -47,28 +51,39 @@ class NetworkOutput:
     row_scores: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class SeenImages(ImageFeatures):
+    """Features of B images, and `tokens` [B, n, d]: what the language model's texts on each of them begin with."""
+
+    tokens: Tensor
+
+
 class KnowMVG(nn.Module):
-    """Vision backbone, language model, knowledge prompter and box decoder."""
+    """Vision backbone, language model, knowledge prompter and box decoder.
+
+    The first two are roles: small ones are built from their configuration, production ones read pretrained folders.
+    """
 
     def __init__(self, config: KnowMVGConfig, bank: KnowledgeBank, tokens: GroundingTokenizer) -> None:
         super().__init__()
         self.config = config
-        self.backbone = VisionBackbone(config)
-        self.language = LanguageModel(config)
+        self.backbone: VisionBackbone | SamBackbone
+        self.backbone = VisionBackbone(config) if config.sam is None else SamBackbone(config, config.sam)
+        self.language: LanguageModel | ImageTextModel
+        if config.image_text is None:
+            self.language = LanguageModel(config)
+        else:
+            self.language = ImageTextModel(config, config.image_text, tokens)
         width = config.decoder.width
         self.box_query = nn.Sequential(
             nn.Linear(self.language.width, self.language.width), nn.ReLU(), nn.Linear(self.language.width, width)
         )
         self.prompter: KnowledgePrompter | None = None
         if (config.knowledge.prompts and config.knowledge.top_k > 0) or config.knowledge.prior_map:
-            self.prompter = KnowledgePrompter(config, self.language.width, bank, self._coarse_size())
+            grid = self.backbone.coarse_size(config.frame.canvas)
+            self.prompter = KnowledgePrompter(config, self.language.width, bank, grid)
             self._register_bank_text(bank, tokens)
         self.decoder = BoxDecoder(config)
-
-    def _coarse_size(self) -> int:
-        side = self.config.frame.canvas
-        with torch.no_grad():
-            return int(self.backbone.eval()(torch.zeros(1, 1, side, side)).coarse.shape[-1])
 
     def _register_bank_text(self, bank: KnowledgeBank, tokens: GroundingTokenizer) -> None:
         rows = [tokens.encode(row.text, 64).ids for row in bank.rows]
@@ -83,15 +98,51 @@ class KnowMVG(nn.Module):
         embedded = self.language.embed(self.get_buffer("bank_ids"))
         return (embedded * self.get_buffer("bank_weights").unsqueeze(-1)).sum(1)
 
-    def encode_images(self, pixels: Tensor) -> ImageFeatures:
+    def borrowed(self) -> set[str]:
+        """Names of the weights that pretrained folders hold and that are neither trained nor kept with the model."""
+        language = {f"language.{name}" for name in self.language.borrowed}
+        return language | {f"backbone.{name}" for name in self.backbone.borrowed}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """All weights but the borrowed ones, by name."""
+        borrowed = self.borrowed()
+        return {name: value for name, value in self.state_dict().items() if name not in borrowed}
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters but the borrowed ones, with their names."""
+        borrowed = self.borrowed()
+        return ((name, value) for name, value in self.named_parameters() if name not in borrowed)
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Take what `own_state` gave; raises RuntimeError where names or shapes differ."""
+        report = self.load_state_dict(state, strict=False)
+        wrong = sorted({*report.missing_keys, *report.unexpected_keys} - self.borrowed())
+        if wrong:
+            raise RuntimeError(f"the weights do not fit the network: {', '.join(wrong[:5])}")
+
+    def checkpoint_gradients(self) -> None:
+        """Trade time for memory in training: pretrained layers are computed again in the backward pass."""
+        self.backbone.checkpoint_gradients()
+        self.language.checkpoint_gradients()
+
+    def encode_images(self, pixels: Tensor) -> SeenImages:
         """float32[B, 1, S, S] in [0, 1] -> features."""
         features: ImageFeatures = self.backbone(pixels)
-        return features
+        return SeenImages(features.fine.float(), features.coarse.float(), self.language.look(pixels, features))
 
     def decode(
         self, features: ImageFeatures, image_index: Tensor, states: PhraseStates, log_prior: Tensor
     ) -> tuple[DecodedBoxes, Tensor | None]:
-        """Boxes of N phrases from their states; `image_index` int64[N] names each phrase's image."""
+        """Boxes of N phrases from their states; `image_index` int64[N] names each phrase's image.
+
+        Places are computed in full precision, whatever the rest is computed in.
+        """
+        with torch.autocast(features.coarse.device.type, enabled=False):
+            return self._decode(features, image_index, states, log_prior)
+
+    def _decode(
+        self, features: ImageFeatures, image_index: Tensor, states: PhraseStates, log_prior: Tensor
+    ) -> tuple[DecodedBoxes, Tensor | None]:
         query = self.box_query(states.box)
         sparse = prior = scores = None
         if self.prompter is not None:
@@ -114,9 +165,8 @@ class KnowMVG(nn.Module):
     def forward(self, pixels: Tensor, batch: TextBatch) -> NetworkOutput:
         """One teacher-forced pass: pixels float32[B, 1, S, S]."""
         features = self.encode_images(pixels)
-        image_tokens = self.language.image_tokens(features.coarse)[batch.image_of_text]
-        states = self.language(image_tokens, batch.token_ids, batch.mask)
-        logits = self.language.logits(states[batch.labels != -100])
+        states = self.language(features.tokens[batch.image_of_text], batch.token_ids, batch.mask).float()
+        logits = self.language.logits(states[batch.labels != -100]).float()
         if len(batch.text_of_phrase) == 0:
             return NetworkOutput(logits, None, None)
         image_index = batch.image_of_text[batch.text_of_phrase]
