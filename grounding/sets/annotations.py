@@ -11,16 +11,14 @@ import gzip
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 XYWH = tuple[float, float, float, float]
 """Left, top, width and height in pixels."""
-
-NIH_SIZE = (1024, 1024)
-"""Width and height in which the boxes of all lists of NIH pictures are given."""
 
 _PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _PICKLED_NAMES = {".pth", ".pt", ".pkl", ".pickle", ".bin"}
@@ -32,7 +30,7 @@ class AnnotationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One phrase of one picture as its publishers have it.
+    """One phrase of one picture as its publishers have it; `id` is unique once `group_by_phrase` has numbered it.
 
     `pictures` are the names under which the picture may lie in the folder, the likeliest first. `boxes` are in pixels
     of a picture of `size` (width, height), and none where the picture does not show it. `fields` go into the manifest.
@@ -83,6 +81,61 @@ class TableRow:
             if self.number(column) < 1:
                 raise self.wrong(column, f"must be at least 1, not {self.text(column)}")
         return round(self.number(width)), round(self.number(height))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a JSON file, with the place to name in an error."""
+
+    path: Path
+    place: str
+    content: Any
+
+    def wrong(self, key: str, reason: str) -> AnnotationError:
+        """The error that says what is wrong with a key."""
+        return AnnotationError(f"{self.path}, {self.place}, key {key!r}: {reason}")
+
+    def get(self, key: str) -> Any:
+        """What a key holds; raises AnnotationError where it is missing."""
+        if not isinstance(self.content, dict) or key not in self.content:
+            raise self.wrong(key, "is missing")
+        return self.content[key]
+
+    def text(self, key: str) -> str:
+        """The text of a key, not empty; raises AnnotationError."""
+        value = self.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.wrong(key, f"must be text, not {str(value)[:40]!r}")
+        return value.strip()
+
+    def whole(self, key: str) -> int:
+        """The whole number of a key, at least 0; raises AnnotationError."""
+        value = self.get(key)
+        if type(value) is not int or value < 0:
+            raise self.wrong(key, f"must be a whole number of at least 0, not {str(value)[:40]!r}")
+        return value
+
+    def entries(self, key: str) -> list[Entry]:
+        """The objects of the list that a key holds; raises AnnotationError."""
+        return [Entry(self.path, f"{key}[{n}]", one) for n, one in enumerate(self.list_of(key))]
+
+    def list_of(self, key: str) -> list[Any]:
+        """The list that a key holds; raises AnnotationError."""
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, f"must be a list, not {str(value)[:40]!r}")
+        return value
+
+    def four(self, key: str, value: object) -> XYWH:
+        """Four finite numbers; raises AnnotationError that names `key`."""
+        if not (isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))):
+            raise self.wrong(key, f"a box must be four finite numbers, not {str(value)[:80]}")
+        first, second, third, fourth = (float(number) for number in value)
+        return first, second, third, fourth
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def read_table(path: Path, columns: Sequence[str], what: str) -> list[TableRow]:
@@ -144,12 +197,18 @@ def _read_text(path: Path) -> str:
 
 
 def group_by_phrase(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """Annotations of the same picture, size and phrase as one with all their boxes, in the order of the first ones."""
+    """Annotations of the same picture and phrase as one with all their boxes, in the order of the first ones.
+
+    Their ids, so far the same for all phrases of a picture, are numbered from 0.
+    """
     grouped: dict[tuple[object, ...], Annotation] = {}
+    numbers: Counter[str] = Counter()
     for one in annotations:
-        key = (one.pictures, one.size, one.phrase)
-        first = grouped.get(key)
-        boxes = one.boxes if first is None else tuple(dict.fromkeys((*first.boxes, *one.boxes)))
-        kept = first or one
-        grouped[key] = Annotation(kept.id, kept.pictures, kept.size, kept.phrase, kept.label, boxes, kept.fields)
+        key = (one.pictures, one.phrase)
+        if key in grouped:
+            first = grouped[key]
+            grouped[key] = replace(first, boxes=tuple(dict.fromkeys((*first.boxes, *one.boxes))))
+        else:
+            grouped[key] = replace(one, id=f"{one.id}-{numbers[one.id]}")
+            numbers[one.id] += 1
     return list(grouped.values())

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from grounding.sets.annotations import AnnotationError, read_lines, read_table
+from grounding.sets.annotations import Annotation, AnnotationError, read_lines, read_table
 
 Part = Literal["train", "val", "test"]
+SplitKind = Literal["patient", "original"]
 
 _SYNONYMS: Mapping[str, Part | None] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
@@ -77,6 +78,37 @@ def read_split_list(paths: Iterable[Path]) -> SplitList:
     strongest = {picture: next(p for p in _STRONGEST if p in found) for picture, found in parts.items()}
     findings = {(picture, label): part for picture, label, part in listed if label}
     return SplitList(strongest, findings, sum(len(found) > 1 for found in parts.values()))
+
+
+def assign_splits(
+    annotations: Sequence[Annotation], kind: SplitKind | None, listed: SplitList | None = None
+) -> list[Annotation]:
+    """The annotations with the split of `kind` as `split`, and the other one as `split_patient` or `split_original`.
+
+    `original` is the split of `listed`, else the published one, which readers leave in `split`; what `listed` does not
+    name is left out. Without a `kind` it is `patient` where all patients are known.
+
+    Raises:
+        AnnotationError: the split by patient is asked for and a patient is not known; `listed` names no picture.
+    """
+    unknown = next((one.id for one in annotations if "patient" not in one.fields), None)
+    kind = kind or ("patient" if unknown is None else "original")
+    if kind == "patient" and unknown is not None:
+        raise AnnotationError(f"the patient of {unknown} is not known, so that no split by patient can be made")
+    other = "split_original" if kind == "patient" else "split_patient"
+    assigned = []
+    for one in annotations:
+        original = listed.part(one.pictures[0], one.label) if listed else one.fields.get("split")
+        patient = one.fields.get("patient")
+        by_patient = patient_part(patient) if patient else None
+        chosen, second = (by_patient, original) if kind == "patient" else (original, by_patient)
+        if chosen or not listed:
+            named = {"split": chosen, other: second}
+            kept = {name: value for name, value in one.fields.items() if name != "split"}
+            assigned.append(replace(one, fields={**kept, **{name: value for name, value in named.items() if value}}))
+    if annotations and not assigned:
+        raise AnnotationError("the lists of splits name none of the pictures; are they of this set?")
+    return assigned
 
 
 def _read_list(path: Path) -> list[tuple[str, str, Part]]:
