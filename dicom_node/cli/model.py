@@ -37,7 +37,7 @@ class Controls(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
-    for command in (demo, ground, train, evaluate):
+    for command in (demo, ground, train, ablate, evaluate):
         app.command()(command)
 
 
@@ -111,6 +111,27 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with plain_model_errors():
         run(recipe)
+
+
+def ablate(
+    plan: Annotated[
+        Path, typer.Option("--config", exists=True, dir_okay=False, metavar="FILE", help="The ablation, YAML.")
+    ],
+    row: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this row; give more than one.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="Train nothing: print what is there.")] = False,
+) -> None:
+    """Train and compare the rows of an ablation.
+
+    grounding/configs/ablation.yaml has the rows of the paper and their controls. Finished runs are skipped, and several
+    processes may run the same file at once.
+    """
+    import logging
+
+    from grounding.training.ablation import ablate as run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with plain_model_errors():
+        typer.echo(run(plan, row or (), train=not table))
 
 
 def evaluate(  # noqa: PLR0913 - one parameter per option
