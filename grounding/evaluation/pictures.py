@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
-CHART = (7.0, 6.0)
+CHART, WIDE_CHART = (7.0, 6.0), (9.5, 5.0)
 TILE = 4.2
-"""Inches: of a chart, and of the side of one picture of the page."""
+"""Inches: of the charts, and of the side of one picture of the page."""
 
 EACH = 4
 """Cases of each kind on the page."""
@@ -43,11 +43,12 @@ class Exhibit:
 
 
 def choose_cases(predictions: Sequence[Prediction], each: int = EACH) -> dict[str, list[Prediction]]:
-    """The best, median and worst of the phrases that the pictures show, by IoU; none twice.
+    """The best, median and worst of the phrases that the pictures show, by IoU; no finding of a picture twice.
 
     Among equals the more confident come first, best and worst alike: those are the telling ones.
     """
-    order = sorted((p for p in predictions if p.reference.boxes), key=lambda p: (-p.iou, -(p.confidence or 0)))
+    shown = {(p.case, p.reference.boxes): p for p in predictions if p.reference.boxes}
+    order = sorted(shown.values(), key=lambda p: (-p.iou, -(p.confidence or 0)))
     each = min(each, max(1, len(order) // 3))
     worst = sorted(order[each:], key=lambda p: (p.iou, -(p.confidence or 0)))[:each]
     rest = order[each : len(order) - len(worst)]
@@ -89,7 +90,7 @@ def draw_reliability(calibration: Mapping[str, Any], path: Path) -> None:
 
 def draw_risk_coverage(calibration: Mapping[str, Any], path: Path) -> None:
     """Error among the surest phrases against their share, and the error of each quarter by confidence."""
-    figure = _figure(CHART)
+    figure = _figure(WIDE_CHART)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     curve = calibration["risk_coverage"]
     left.plot([c for c, _ in curve], [e for _, e in curve], color=RED, linewidth=2, marker="." if curve else None)

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grounding.evaluation.metrics import Score, match_phrases, region_area, region_iou, summarize, token_f1
+from grounding.evaluation.metrics import (
+    Score,
+    match_phrases,
+    paired_difference,
+    region_area,
+    region_centre,
+    region_iou,
+    share,
+    summarize,
+    token_f1,
+)
 from grounding.types import Box
 
 UNIT = Box(0, 0, 10, 10)
@@ -59,6 +69,57 @@ def test_region_iou_is_symmetric_and_free_of_scale(first: list[Box], second: lis
     assert region_iou(*grown) == pytest.approx(iou)
 
 
+@pytest.mark.parametrize(
+    ("region", "centre"),
+    [
+        ([UNIT], (5, 5)),
+        ([UNIT, UNIT], (5, 5)),  # an overlap counts once
+        ([UNIT, Box(0, 0, 5, 10)], (5, 5)),
+        ([UNIT, Box(10, 0, 30, 10)], (15, 5)),
+        ([UNIT, Box(0, 20, 10, 50)], (5, (5 * 1 + 35 * 3) / 4)),
+        ([], None),
+        ([Box(3, 3, 3, 9)], None),
+    ],
+)
+def test_region_centre_of(region: list[Box], centre: tuple[float, float] | None) -> None:
+    found = region_centre(region)
+    assert found == (None if centre is None else pytest.approx(centre))
+
+
+@given(regions)
+def test_region_centre_equals_counting_pixels(region: list[Box]) -> None:
+    rows, columns = np.nonzero(painted(region))
+    assert region_centre(region) == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
+
+
+def test_share_is_of_something() -> None:
+    assert (share(1, 3), share(0, 4), share(0, 0)) == (0.3333, 0.0, None)
+
+
+def test_paired_difference_by_hand() -> None:
+    """Two images: the resamples are aa, ab and bb."""
+    mean, low, high = paired_difference([0.9, 0.7, 0.2], [0.5, 0.5, 0.4], ["a", "a", "b"])
+    assert (mean, low, high) == pytest.approx((0.4 / 3, -0.2, 0.3))
+
+
+def test_paired_difference_is_surer_than_the_scores_apart() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.uniform(0, 0.9, 300)
+    images = [str(i) for i in range(300)]
+    mean, low, high = paired_difference(list(hard + 0.05), list(hard), images)
+    assert (mean, low, high) == pytest.approx((0.05, 0.05, 0.05))  # every item is better by the same
+    mean, low, high = paired_difference(list(hard), list(rng.permutation(hard)), images)
+    assert low < mean < high
+    assert low < 0 < high
+    assert paired_difference(list(hard), list(hard), images) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("a", "b", "images"), [([], [], []), ([1.0], [], ["x"]), ([1.0], [1.0], ["x", "y"])])
+def test_paired_difference_needs_pairs(a: list[float], b: list[float], images: list[str]) -> None:
+    with pytest.raises(ValueError, match="one score of each run for each item"):
+        paired_difference(a, b, images)
+
+
 def interval(summary: dict[str, object]) -> tuple[float, float]:
     low, high = cast(list[float], summary["miou_ci"])
     return low, high
@@ -76,10 +137,11 @@ def test_summary_by_hand() -> None:
     assert (summary["ap10"], summary["ap30"], summary["ap50"]) == (0.75, 0.5, 0.25)
     assert summary["miou"] == 0.4
     assert summary["no_box_rate"] == 0.25
-    assert summary["by_label"] == {
-        "mass": {"n": 2, "ap10": 0.5, "ap30": 0.0, "ap50": 0.0, "miou": 0.1},
-        "nodule": {"n": 2, "ap10": 1.0, "ap30": 1.0, "ap50": 0.5, "miou": 0.7},
-    }
+    labels = cast(dict[str, dict[str, object]], summary["by_label"])
+    assert list(labels) == ["mass", "nodule"]
+    means = {name: [value for key, value in label.items() if not key.endswith("_ci")] for name, label in labels.items()}
+    assert means == {"mass": [2, 0.5, 0.0, 0.0, 0.1, 0.5], "nodule": [2, 1.0, 1.0, 0.5, 0.7, 0.0]}
+    assert labels["mass"]["miou_ci"] == [0.1, 0.1]  # one image: nothing varies
     # Of two images, the resamples are aa (a quarter), ab (a half) and bb (a quarter).
     assert summary["ap30_ci"] == [0.0, 1.0]
     assert summary["miou_ci"] == [0.1, 0.7]
