@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.evaluation.evaluate import Reference, evaluate, evaluate_phantoms, matching_finding
+from grounding.evaluation.cases import PhantomCases, manifest_cases
+from grounding.evaluation.controls import CONTROLS
+from grounding.evaluation.evaluate import (
+    Course,
+    applicable_protocols,
+    evaluate,
+    evaluate_phantoms,
+    examine,
+    find_verbatim,
+    matching_finding,
+)
+from grounding.evaluation.prior import PriorPredictor, build_table, phantom_phrases
+from grounding.evaluation.records import Reference
+from grounding.knowledge import load_bank
 from grounding.phantoms.study import make_study
 from grounding.sets.manifest import ManifestError, ManifestRow, read_manifest, write_phantom_set
+from grounding.text import read_plain_report
 from grounding.types import Box, Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
 
 SEEDS = range(40)
@@ -32,6 +47,7 @@ class FakePredictor:
         self.studies = [make_study(seed, SIZE) for seed in seeds]
         self.grounds_negated = grounds_negated
         self.reports: list[ReportText] = []
+        self.spans: list[Span] = []
 
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Every phrase of the study with its true boxes."""
@@ -43,6 +59,12 @@ class FakePredictor:
         """True boxes of the given phrases."""
         known = {finding.phrase: finding for finding in self._findings(image)}
         return [known.get(phrase, make_finding(phrase)) for phrase in phrases]
+
+    def ground_spans(self, image: Image, report: ReportText, spans: Sequence[Span]) -> Sequence[Finding]:
+        """True boxes of the phrases at these places."""
+        known = {finding.source: finding for finding in self._findings(image)}
+        self.spans += spans
+        return [known.get(span, make_finding(report.text[span.start : span.end])) for span in spans]
 
     def _findings(self, image: Image) -> list[Finding]:
         for study in self.studies:
@@ -80,9 +102,13 @@ def test_oracle_is_perfect_and_blind_control_finds_nothing(oracle: FakePredictor
     blind = figures["blind"]
     assert isinstance(blind, dict)
     assert (blind["n"], blind["ap50"], blind["no_box_rate"]) == (figures["n"], 0.0, 1.0)
+    assert figures["laterality"]["errors"] == figures["laterality"]["reference_errors"] == 0  # type: ignore[index]
+    assert figures["laterality"]["n"] > 10  # type: ignore[index]
+    assert figures["calibration"]["accuracy"] == 1.0  # type: ignore[index]
+    assert figures["calibration"]["ece"] == 0.1  # type: ignore[index]
 
 
-@pytest.mark.parametrize("protocol", ["free", "phrase"])
+@pytest.mark.parametrize("protocol", ["free", "phrase", "forced"])
 def test_manifest_of_phantoms_gives_the_oracle_full_marks(
     oracle: FakePredictor, rows: list[ManifestRow], protocol: str
 ) -> None:
@@ -144,6 +170,126 @@ def test_two_boxes_are_scored_as_one_region() -> None:
 def test_no_rows_give_no_figures(oracle: FakePredictor) -> None:
     figures = evaluate(oracle, [], "free")
     assert (figures["n"], figures["ap50"], figures["without_report"]) == (0, None, 0)
+
+
+def test_phrases_of_a_complete_manifest_are_counted(oracle: FakePredictor, rows: list[ManifestRow]) -> None:
+    figures = evaluate(oracle, rows, blind=False)
+    assert (figures["phrase_precision"], figures["phrase_recall"]) == (1.0, 1.0)
+    assert figures["negated"] == sum(bool(row.negated) for row in rows) > 10
+    unsaid = [dataclasses.replace(row, negated=None) for row in rows]
+    assert "phrase_recall" not in evaluate(oracle, unsaid, blind=False)
+
+
+def test_first_scores_the_first_box_of_the_report_whatever_the_phrase() -> None:
+    class Two(FakePredictor):
+        def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
+            found = (make_finding("mass"), make_finding("edema", Box(0, 0, 10, 10)), make_finding("nodule", NODULE))
+            return Grounding(self.identity, found)
+
+    NODULE = Box(20, 20, 30, 30)
+    row = ManifestRow("x", Path("x"), 50, 50, "nodule", (NODULE,), present=True, report="Edema. Nodule.")
+    edema = dataclasses.replace(row, phrase="edema", boxes=(Box(0, 0, 10, 10), Box(40, 40, 50, 50)))
+    figures = evaluate(Two([]), [row, edema], read_image=lambda _: np.zeros((50, 50), np.float32), blind=False)
+    assert figures["miou"] == 0.75
+    # The predecessor's rule: the nodule gets the edema's box; of two reference boxes only the first is asked for.
+    assert figures["first"]["miou"] == 0.5  # type: ignore[index]
+    assert figures["first"]["n"] == 2  # type: ignore[index]
+
+
+def test_forced_phrases_are_those_that_stand_in_the_report(rows: list[ManifestRow]) -> None:
+    predictor = FakePredictor()
+    lost = dataclasses.replace(rows[0], phrase="words that nobody wrote")
+    figures = evaluate(predictor, [*rows, lost], "forced", blind=False)
+    assert figures["not_verbatim"] == 1
+    assert len(predictor.spans) == len(rows)
+    assert figures["n"] == sum(row.present for row in rows)
+
+
+def test_forcing_needs_a_predictor_that_can_be_forced(rows: list[ManifestRow]) -> None:
+    class Plain:
+        identity = FakePredictor.identity
+        ground = FakePredictor.ground
+        ground_phrases = FakePredictor.ground_phrases
+
+    plain = Plain()
+    with pytest.raises(ValueError, match="cannot be teacher-forced"):
+        evaluate(plain, rows, "forced")
+    cases = manifest_cases(rows)
+    assert applicable_protocols(plain, cases) == ("free", "phrase")
+    assert applicable_protocols(FakePredictor([]), cases) == ("free", "phrase", "forced")
+    without = manifest_cases([dataclasses.replace(row, report=None) for row in rows])
+    assert applicable_protocols(FakePredictor([]), without) == ("phrase",)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "source", "found"),
+    [
+        ("left effusion", None, (10, 23)),  # not in the heading, which is no sentence of it
+        ("Left  Effusion", None, (10, 23)),
+        ("left", None, (10, 14)),
+        ("eft effusion", None, None),  # no part of a word
+        ("right effusion", None, None),
+        ("effusion", Span(30, 38), (30, 38)),
+        ("effusion", Span(0, 8), (15, 23)),  # a wrong place is not believed
+    ],
+)
+def test_find_verbatim(phrase: str, source: Span | None, found: tuple[int, int] | None) -> None:
+    report = read_plain_report("FINDINGS: Left effusion. Some effusion.")
+    span = find_verbatim(report, Reference(phrase, "x", (), source=source))
+    assert (None if span is None else (span.start, span.end)) == found
+
+
+def test_all_protocols_and_controls_of_an_oracle(oracle: FakePredictor) -> None:
+    cases = PhantomCases(SEEDS[:12], SIZE)
+    prior = PriorPredictor(build_table(phantom_phrases(range(100, 160), SIZE), load_bank()))
+    course = Course(("free", "phrase", "forced"), tuple(CONTROLS), prior)
+    figures = examine(oracle, cases, course).figures()
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["protocol"] == "free"
+    protocols, controls = figures["protocols"], figures["controls"]
+    assert isinstance(protocols, dict) and isinstance(controls, dict)
+    assert list(protocols) == ["free", "phrase", "forced"]
+    assert {name: value["miou"] for name, value in protocols.items()} == {"free": 1.0, "phrase": 1.0, "forced": 1.0}
+    assert {value["blind"]["miou"] for value in protocols.values()} == {0.0}
+    assert all(figures[key] == value for key, value in protocols["free"].items())
+    # The oracle knows the pictures by heart: another patient's has other boxes, and a mirrored one it never saw.
+    assert controls["other_picture"]["miou"] < 0.6
+    assert controls["mirrored"]["equivariance_miou"] == 0.0
+    # It does not look at the words of the report: swapped phrases are none of those that it gives back.
+    assert controls["swapped_words"]["flipped"] == 0
+    assert 0.05 < controls["prior"]["miou"] < 0.9
+    assert controls["prior"]["no_box_rate"] == 0.0
+    assert "blind" not in controls
+
+
+def test_mirrored_control_is_perfect_for_who_sees_mirrored() -> None:
+    class Seeing(FakePredictor):
+        """Finds the one bright square, wherever it is, for any phrase."""
+
+        def ground_phrases(self, image: Image, phrases: Sequence[str]) -> Sequence[Finding]:
+            rows, columns = np.nonzero(image > 0.9)
+            return [make_finding(p, Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)) for p in phrases]
+
+    image = np.zeros((40, 60), np.float32)
+    image[5:15, 40:50] = 1
+    row = ManifestRow("x", Path("x"), 60, 40, "left nodule", (Box(40, 5, 50, 15),), present=True)
+    cases = manifest_cases([row], lambda _: image)
+    controls = examine(Seeing([]), cases, Course(("phrase",), ("swapped_words", "mirrored"))).figures()["controls"]
+    assert isinstance(controls, dict)
+    assert (controls["mirrored"]["equivariance_miou"], controls["mirrored"]["miou"]) == (1.0, 1.0)
+    assert controls["swapped_words"] == {"n": 1, "flipped": 0, "flip_rate": 0.0, "gone": 0, "gone_rate": 0.0}
+
+
+def test_midline_comes_from_lungs_that_the_rows_name() -> None:
+    nodule = ManifestRow("a", Path("a"), 100, 50, "left nodule", (Box(52, 0, 56, 4),), present=True, report="One.")
+    lungs = [
+        ManifestRow("r", Path("a"), 100, 50, "Right lung", (Box(10, 0, 54, 40),), present=True),
+        ManifestRow("l", Path("a"), 100, 50, "left lung", (Box(62, 0, 95, 40),), present=True),
+    ]
+    alone = manifest_cases([nodule])[0].midline
+    assert (alone.x, alone.dead_zone, alone.of) == (50, 5, "picture")
+    for case in manifest_cases([nodule, *lungs]):
+        assert (case.midline.x, case.midline.dead_zone, case.midline.of) == (58, 0, "lungs")
 
 
 BOX = (Box(0, 0, 1, 1),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dicom_node.cli.evaluation import evaluate_manifest
+from dicom_node.cli.evaluation import Wishes, evaluate_manifest
 from grounding.checkpoint import read_training_patients, save_checkpoint, save_training_patients
 from grounding.knowledge import load_bank
 from grounding.sets.manifest import read_manifest, write_phantom_set
@@ -20,8 +20,8 @@ def test_unseen_leaves_out_the_patients_of_the_training(tmp_path: Path) -> None:
     save_training_patients(model, [*seen, *seen, "another"])
     assert read_training_patients(model) == seen | {"another"}
 
-    everyone = evaluate_manifest(manifest, str(model), "cpu", "phrase")
-    unseen = evaluate_manifest(manifest, str(model), "cpu", "phrase", unseen=True)
+    everyone = evaluate_manifest(manifest, str(model), "cpu", Wishes("phrase"))
+    unseen = evaluate_manifest(manifest, str(model), "cpu", Wishes("phrase"), unseen=True)
     of_seen = sum(row.patient in seen for row in rows)
     assert everyone["left_out_as_seen"] == 0
     assert unseen["left_out_as_seen"] == of_seen > 0
