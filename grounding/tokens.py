@@ -60,6 +60,9 @@ class GroundingTokenizer:
         self.pad = int(self.eos if fast.pad_token_id is None else fast.pad_token_id)
         self.bos = None if fast.bos_token_id is None else int(fast.bos_token_id)
         self._own = fast.convert_tokens_to_ids(SPECIAL) == list(range(len(SPECIAL)))
+        if not self._own:
+            # Signs of the pretrained model's own that stand in a report are words of the report.
+            fast.backend_tokenizer.encode_special_tokens = True
 
     @property
     def opening(self) -> list[int]:
@@ -132,7 +135,6 @@ class GroundingTokenizer:
         """The tokenizer of a pretrained model's folder, with <ground>, <BOX> and <NEG> added."""
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         fast.add_tokens([AddedToken(token, special=True, normalized=False) for token in (GROUND, BOX, NEG)])
-        # Signs of the model's own that stand in a report are words of the report.
         return cls(fast)
 
     @classmethod

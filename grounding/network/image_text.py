@@ -157,7 +157,7 @@ class ImageTextModel(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations of the language model for the backward pass: compute them again there."""
-        self.lm.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.lm.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class _SharedReading:

@@ -103,7 +103,7 @@ class LanguageModel(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations for the backward pass: compute them again there."""
-        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.lm.activation_checkpointing_enable({"use_reentrant": False})
 
 
 class _CachedReading:

@@ -63,7 +63,7 @@ class SamBackbone(nn.Module):
     def checkpoint_gradients(self) -> None:
         """Keep no activations of the encoder for the backward pass."""
         if self.learns:
-            self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.encoder.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
         """Encode, without gradient unless the encoder learns, and bring to the decoder's width."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grounding.knowledge import KnowledgeBank
 from grounding.network.model import TextBatch
+from grounding.predictor import to_device
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.training.examples import Answer, Example, Prompt
 from grounding.training.losses import Targets
@@ -23,6 +24,12 @@ class TrainingBatch:
     pixels: Tensor
     text: TextBatch
     targets: Targets
+
+    def on(self, device: torch.device) -> TrainingBatch:
+        """The batch on a device."""
+        if device.type == "cpu":
+            return self
+        return TrainingBatch(self.pixels.to(device), to_device(self.text, device), to_device(self.targets, device))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,14 +30,39 @@ class BatchSizes(Section):
 
 
 class OptimizerSettings(Section):
-    """AdamW with warm-up, then a cosine to almost nothing; `ema` is the running average that is kept."""
+    """AdamW with warm-up, then a cosine or a straight line to almost nothing; `ema` is the average that is kept."""
 
+    shape: Literal["cosine", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.98)
     rate: float = Field(gt=0)
     language_rate: float = Field(gt=0)
     decay: float = Field(default=0.02, ge=0)
     warmup_steps: int = Field(default=150, ge=1)
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
+
+
+class LossWeights(Section):
+    """Weight of each term, and how boxes are taught.
+
+    `train_boxes` `first` teaches the largest true box of a phrase alone. `several` is how the hypotheses of a decoder
+    that has them are taught: `mhp` gives the first 1 - `share` and the others the rest, `umhp` weights each by its
+    part of the distances, `uncertain` teaches the mean and keeps them `margin` apart (uMedGround's three modes).
+    `attention` needs `attention.maps` in the configuration.
+    """
+
+    language: float = Field(default=1.0, ge=0)
+    refined: float = Field(default=2.0, ge=0)
+    coarse: float = Field(default=1.0, ge=0)
+    presence: float = Field(default=2.0, ge=0)
+    quality: float = Field(default=0.5, ge=0)
+    mask: float = Field(default=1.0, ge=0)
+    location: float = Field(default=0.1, ge=0)
+    attention: float = Field(default=0.1, ge=0)
+    train_boxes: Literal["first", "all"] = "all"
+    several: Literal["mhp", "umhp", "uncertain"] = "mhp"
+    share: float = Field(default=0.05, ge=0, lt=1)
+    margin: float = Field(default=0.01, ge=0)
 
 
 class RealSettings(Section):
@@ -49,6 +74,9 @@ class RealSettings(Section):
     Where rows name a split, it is kept: rows of test are never used, rows of val only to choose the weights. With
     `split_unit: patient` that goes for all rows of a patient who has one such row; `row` takes a split as it was
     published, even where the same patient stands on both sides. Pictures beyond `memory_gb` are read when needed.
+
+    Zone scores give the box of a third of the lung, not of the shadow in it: as `findings` such a row is learned as it
+    is worded ("opacity in the right lower lung zone"), as `places` the box is learned as that of the zone alone.
     """
 
     root: Path
@@ -58,11 +86,16 @@ class RealSettings(Section):
     folds: int | None = Field(default=None, ge=2)
     fold: int = Field(default=0, ge=0)
     split_unit: Literal["patient", "row"] = "patient"
+    zones: Literal["findings", "places"] = "findings"
     memory_gb: float = Field(default=1.2, ge=0)
 
 
 class Recipe(Section):
     """Everything a run needs. `minutes` are of processor time of each process, which the schedule follows.
+
+    Where `steps` are named, the run ends by what comes first, minutes or steps; `patience` ends it after so many
+    validations without a better one. A step is of `accumulate` batches. `precision` is what the backbones compute in;
+    with `gradient_checkpointing` they compute twice and keep less. `loaders` are processes that make the material.
 
     `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
     `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
@@ -76,6 +109,14 @@ class Recipe(Section):
     train_language: bool = True
     seed: int = 7
     minutes: float = Field(gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    accumulate: int = Field(default=1, ge=1)
+    loaders: int = Field(default=1, ge=1)
+    tensorboard: bool = True
     batch: BatchSizes
     fresh_share: float = Field(default=0.4, gt=0, le=1)
     absent_share: float = Field(default=0.3, ge=0, le=1)
@@ -84,6 +125,7 @@ class Recipe(Section):
     processes: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
     optimizer: OptimizerSettings
+    losses: LossWeights = LossWeights()
     select: Literal["best", "last"] = "best"
     checkpoint_minutes: float = Field(default=5, gt=0)
     validation: int = Field(default=60, ge=1)

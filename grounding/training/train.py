@@ -11,45 +11,33 @@ import importlib
 import logging
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, distributed
-from torch.utils.data import DataLoader
+from torch import distributed
+from torch.utils.data import DataLoader, get_worker_info
 
-from grounding.checkpoint import WEIGHTS, save_checkpoint, save_training_patients
-from grounding.geometry import resize, stretch_contrast
+from grounding.checkpoint import WEIGHTS, choose_device, save_checkpoint, save_training_patients
+from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
-from grounding.network.boxes import to_xyxy
 from grounding.network.model import KnowMVG
+from grounding.network.pretrained import find_pretrained, with_digests
+from grounding.network.sam import start_from_sam
 from grounding.phantoms.study import make_study
 from grounding.tokens import GroundingTokenizer
 from grounding.training.batch import Batcher, TrainingBatch
-from grounding.training.examples import Answer, Example, Prompt, RealImage
-from grounding.training.losses import LossWeights, losses
+from grounding.training.examples import Example, RealImage
+from grounding.training.losses import losses
 from grounding.training.material import FIRST_TRAINING_SEED, Stream, load_real, validation_phantoms
+from grounding.training.progress import Telling
 from grounding.training.recipe import Recipe, read_recipe
+from grounding.training.scoring import Score, real_validation_example, score
 
 log = logging.getLogger(__name__)
-
-RASTER = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Phrase-given figures of one validation set: share with region IoU of at least 0.5, mean, and false groundings."""
-
-    ap50: float
-    miou: float
-    false_share: float
-    blind_miou: float
-
-    def __str__(self) -> str:
-        return f"AP50 {self.ap50:.3f} mIoU {self.miou:.3f} false {self.false_share:.2f} blind {self.blind_miou:.3f}"
 
 
 def train(config_path: Path) -> None:
@@ -97,13 +85,30 @@ def train_process(rank: int, recipe: Recipe, run: Path) -> None:
 
 
 def prepare_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
-    """The run's tokenizer: the one of the model that it starts from, else learned; kept in the run's folder."""
+    """The run's tokenizer: of the model that it starts from, of the pretrained one, or learned; kept in its folder."""
     folder = recipe.run_dir / "tokenizer"
     if not folder.exists():
-        start = recipe.start
-        learned = GroundingTokenizer.load(start) if start is not None else learn_tokens(recipe, bank, real)
-        learned.save(folder)
+        _first_tokens(recipe, bank, real).save(folder)
     return GroundingTokenizer.load(folder)
+
+
+def _first_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
+    if recipe.start is not None:
+        return GroundingTokenizer.load(recipe.start)
+    if recipe.model.image_text is not None:
+        return GroundingTokenizer.pretrained(find_pretrained(recipe.model.image_text))
+    return learn_tokens(recipe, bank, real)
+
+
+def complete_config(config: KnowMVGConfig, tokens: GroundingTokenizer) -> KnowMVGConfig:
+    """The recipe's model with what the run finds out: the vocabulary, and the digests of pretrained folders."""
+    if config.image_text is not None:
+        return with_digests(config)
+    language = {
+        **config.language_model, "vocab_size": len(tokens), "pad_token_id": tokens.pad, "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.eos,
+    }  # fmt: skip
+    return with_digests(config.model_copy(update={"language_model": language}))
 
 
 def learn_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
@@ -122,46 +127,48 @@ class _Training:
         self.bank = load_bank()
         self.real, self.real_validation = load_real(recipe.real, recipe.model.frame.canvas)
         self.tokens = prepare_tokens(recipe, self.bank, self.real)
-        language = {
-            **recipe.model.language_model, "vocab_size": len(self.tokens), "pad_token_id": self.tokens.pad,
-            "bos_token_id": self.tokens.bos, "eos_token_id": self.tokens.eos,
-        }  # fmt: skip
-        self.config = recipe.model.model_copy(update={"language_model": language})
-        self.network = KnowMVG(self.config, self.bank, self.tokens)
-        if recipe.start is not None:
-            self._start_from(recipe.start)
-        self.network.language.requires_grad_(recipe.train_language)
+        self.config = complete_config(recipe.model, self.tokens)
+        self.device = choose_device(recipe.device)
+        self.network = self._make_network().to(self.device)
         self.batcher = Batcher(
             self.tokens, self.bank, self.config.decoder.slots, self.config.language.max_prompt_tokens
         )
         self.optimizer = self._make_optimizer()
-        self.average = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.step, self.elapsed_s, self.best, self._recent = 0, 0.0, -1.0, 0.0
+        self.average = {k: v.detach().clone() for k, v in self.network.own_state().items()}
+        self.step, self.elapsed_s, self.best, self._recent, self.worse = 0, 0.0, -1.0, 0.0, 0
         self._resume()
-        parameters = sum(p.numel() for p in self.network.parameters())
-        log.info("%d parameters, %d real images, %d held out", parameters, len(self.real), len(self.real_validation))
+        self.telling = Telling(run, recipe.tensorboard) if rank == 0 else None
+        weights = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        log.info("%d weights to train on %s", weights, self.device)
+        log.info("%d real images, %d held out", len(self.real), len(self.real_validation))
 
-    def _start_from(self, folder: Path) -> None:
-        """Take every weight of a model folder that fits."""
-        held = self.network.state_dict()
-        fitting = {
-            k: v.float() for k, v in load_file(folder / WEIGHTS).items() if k in held and held[k].shape == v.shape
-        }
-        self.network.load_state_dict(fitting, strict=False)
-        log.info("started from %s: %d of %d tensors", folder, len(fitting), len(held))
+    def _make_network(self) -> KnowMVG:
+        network = KnowMVG(self.config, self.bank, self.tokens)
+        if self.recipe.start is not None:
+            start_from(network, self.recipe.start)
+        elif self.config.sam is not None:
+            taken = start_from_sam(network.decoder, find_pretrained(self.config.sam))
+            log.info("started the box decoder from SAM's: %d tensors", taken)
+        if not self.recipe.train_language:
+            network.language.requires_grad_(False)
+        if self.recipe.gradient_checkpointing:
+            network.checkpoint_gradients()
+        return network
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         settings = self.recipe.optimizer
-        language = [p for n, p in self.network.named_parameters() if n.startswith("language.")]
-        rest = [p for n, p in self.network.named_parameters() if not n.startswith("language.")]
+        language = [p for n, p in self.network.own_parameters() if n.startswith("language.")]
+        rest = [p for n, p in self.network.own_parameters() if not n.startswith("language.")]
         groups = [{"params": rest, "peak": settings.rate}, {"params": language, "peak": settings.language_rate}]
-        return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.decay, fused=True)
+        return torch.optim.AdamW(
+            groups, lr=settings.rate, betas=settings.betas, weight_decay=settings.decay, fused=True
+        )
 
     def _resume(self) -> None:
         state = self.run / "state.pt"
         if state.exists():
-            saved = torch.load(state, weights_only=True)
-            self.network.load_state_dict(saved["network"])
+            saved = torch.load(state, weights_only=True, map_location=self.device)
+            self.network.load_own_state(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average = saved["average"]
             self.step, self.elapsed_s, self.best = saved["step"], saved["elapsed_s"], saved["best"]
@@ -171,36 +178,41 @@ class _Training:
         partial = self.run / "state.pt.part"
         torch.save(
             {
-                "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "average": self.average,
+                "network": self.network.own_state(), "optimizer": self.optimizer.state_dict(), "average": self.average,
                 "step": self.step, "elapsed_s": self.elapsed_s, "best": self.best,
             }, partial,
         )  # fmt: skip
         partial.replace(self.run / "state.pt")
 
     def run_to_end(self) -> None:
-        """Steps until the clock of the recipe has run out; saves and scores every few minutes."""
-        stream = Stream(self.recipe, self.batcher, self.real, self.recipe.seed + self.step + 500 * self.rank)
-        loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=6)
-        total_s, every_s = self.recipe.minutes * 60, self.recipe.checkpoint_minutes * 60
+        """Steps until the recipe's minutes or steps have run out; saves and scores every few minutes."""
+        recipe = self.recipe
+        stream = Stream(recipe, self.batcher, self.real, recipe.seed + self.step + 500 * self.rank)
+        loader = iter(DataLoader(stream, batch_size=None, num_workers=recipe.loaders, prefetch_factor=6,
+                                 worker_init_fn=part_stream))  # fmt: skip
+        total_s, every_s = recipe.minutes * 60, recipe.checkpoint_minutes * 60
         next_save = self.elapsed_s + every_s
-        sums: dict[str, float] = {}
-        for batch in loader:
+        while True:
             started = time.process_time()
-            share = min(self.elapsed_s / total_s, 1.0)
-            for name, value in self._one_step(batch, share).items():
-                sums[name] = sums.get(name, 0.0) + value
+            share = min(max(self.elapsed_s / total_s, self.step / recipe.steps if recipe.steps else 0.0), 1.0)
+            terms = self._one_step(islice(loader, recipe.accumulate), share)
             self.step += 1
-            if self.step % 50 == 0:
-                means = " ".join(f"{k} {v / 50:.3f}" for k, v in sums.items())
-                log.info("step %d %.1f min %.2f s/step %s", self.step, self.elapsed_s / 60, self._pace(), means)
-                sums = {}
+            if self.telling is not None:
+                self.telling.stepped(self.step, share, terms, self._figures())
             agreed_s = self.elapsed_s
             self.elapsed_s += self._ticked(started)
-            if agreed_s >= min(next_save, total_s) and self.rank == 0:
+            over = agreed_s >= total_s or self.step == recipe.steps
+            if (over or agreed_s >= next_save) and self.rank == 0:
                 self._score_and_save()
                 next_save = agreed_s + every_s
-            if agreed_s >= total_s:
-                return
+            if over:
+                break
+        if self.telling is not None:
+            self.telling.close()
+
+    def _figures(self) -> dict[str, float]:
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {"minutes": self.elapsed_s / 60, "seconds_per_step": self._recent, "rate": rate}
 
     def _ticked(self, started: float) -> float:
         """Processor seconds since `started`: other work on the machine neither shortens the schedule nor counts."""
@@ -208,27 +220,31 @@ class _Training:
         self._recent = 0.95 * self._recent + 0.05 * spent if self._recent else spent
         return spent
 
-    def _pace(self) -> float:
-        return self._recent
-
-    def _one_step(self, batch: TrainingBatch, share: float) -> dict[str, float]:
+    def _one_step(self, batches: Iterable[TrainingBatch], share: float) -> dict[str, float]:
         settings = self.recipe.optimizer
-        factor = min(1.0, (self.step + 1) / settings.warmup_steps) * (
-            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share))
-        )
+        factor = min(1.0, (self.step + 1) / settings.warmup_steps) * (0.02 + 0.98 * fallen(settings.shape, share))
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.network.train()
-        output = self.network(batch.pixels, batch.text)
-        terms = losses(output, batch.text.labels, batch.targets, LossWeights())
-        total = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
+        means: dict[str, float] = {}
+        for batch in batches:
+            for name, value in self._backward(batch.on(self.device)).items():
+                means[name] = means.get(name, 0.0) + value / self.recipe.accumulate
         self._share_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
             self._update_average(settings.ema)
+        return means
+
+    def _backward(self, batch: TrainingBatch) -> dict[str, float]:
+        """Add the gradients of one batch; its terms."""
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            output = self.network(batch.pixels, batch.text)
+        terms = losses(output, batch.text.labels, batch.targets, self.recipe.losses)
+        torch.autograd.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulate)
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _share_gradients(self) -> None:
@@ -236,8 +252,8 @@ class _Training:
         if self.recipe.processes == 1:
             return
         held = [p for p in self.network.parameters() if p.requires_grad]
-        parts = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in held]
-        flat = torch.cat([*parts, torch.tensor([self.elapsed_s if self.rank == 0 else 0.0])])
+        parts = [p.grad.flatten() if p.grad is not None else p.new_zeros(p.numel()) for p in held]
+        flat = torch.cat([*parts, parts[0].new_tensor([self.elapsed_s if self.rank == 0 else 0.0])])
         distributed.all_reduce(flat)
         self.elapsed_s = float(flat[-1])
         flat /= self.recipe.processes
@@ -247,79 +263,59 @@ class _Training:
     @torch.no_grad()
     def _update_average(self, most: float) -> None:
         keep = min(most, (1 + self.step) / (20 + self.step))
-        for name, value in self.network.state_dict().items():
+        for name, value in self.network.own_state().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - keep)
             else:
                 self.average[name].copy_(value)
 
     def _score_and_save(self) -> None:
-        current = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.network.load_state_dict(self.average)
+        current = {k: v.detach().clone() for k, v in self.network.own_state().items()}
+        self.network.load_own_state(self.average)
         canvas = self.config.frame.canvas
-        phantom = self._score(validation_phantoms(self.recipe.validation, canvas))
-        log.info("validation step %d phantoms [%s]", self.step, phantom)
+        phantom = self._score("phantoms", validation_phantoms(self.recipe.validation, canvas))
         value = phantom.miou + 0.5 * phantom.ap50 - 0.2 * phantom.false_share
         if self.real_validation:
-            real = self._score([real_validation_example(image, canvas) for image in self.real_validation])
-            log.info("validation step %d real [%s]", self.step, real)
+            real = self._score("real", [real_validation_example(image, canvas) for image in self.real_validation])
             value += real.miou - 0.2 * real.false_share
+        self.worse += 1
         if self.recipe.select == "last" or value > self.best:
-            self.best = value
+            self.best, self.worse = value, 0
             save_checkpoint(self.run / "best", self.network, self.tokens, self.bank)
             save_training_patients(self.run / "best", [i.patient for i in (*self.real, *self.real_validation)])
-        self.network.load_state_dict(current)
+        self.network.load_own_state(current)
+        if self.recipe.patience is not None and self.worse >= self.recipe.patience:
+            log.info("no better weights in %d validations: the run ends", self.worse)
+            # All processes read this clock, so that they end together.
+            self.elapsed_s = max(self.elapsed_s, self.recipe.minutes * 60)
         self._save_state()
 
-    @torch.inference_mode()
-    def _score(self, examples: list[Example]) -> Score:
-        self.network.eval()
-        ious, blind, false = [], [], []
-        for start in range(0, len(examples), 10):
-            batch = self.batcher.collate(examples[start : start + 10])
-            boxes = self.network(batch.pixels, batch.text).boxes
-            hidden = self.network(torch.full_like(batch.pixels, 0.5), batch.text).boxes
-            if boxes is None or hidden is None:
-                continue
-            threshold = self.config.decision.presence
-            present = batch.targets.valid.any(1)
-            shown = boxes.presence_logits.sigmoid() >= threshold
-            false += shown.any(1)[~present].tolist()
-            ious += region_iou(boxes.refined, shown, batch)[present].tolist()
-            shown = hidden.presence_logits.sigmoid() >= threshold
-            blind += region_iou(hidden.refined, shown, batch)[present].tolist()
-        if not ious:
-            return Score(0.0, 0.0, 0.0, 0.0)
-        found = np.array(ious)
-        return Score(
-            float((found >= 0.5).mean()),
-            float(found.mean()),
-            float(np.mean(false)) if false else 0.0,
-            float(np.mean(blind)),
-        )
+    def _score(self, kind: str, examples: list[Example]) -> Score:
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            found = score(self.network, self.batcher, examples)
+        if self.telling is not None:
+            self.telling.scored(self.step, kind, found)
+        return found
 
 
-def region_iou(predicted: Tensor, shown: Tensor, batch: TrainingBatch) -> Tensor:
-    """float32[N]: union of the shown boxes against the union of the true ones, on a raster."""
-    ours = raster(predicted, shown)
-    truth = raster(batch.targets.boxes, batch.targets.valid)
-    inside, union = (ours & truth).sum((1, 2)), (ours | truth).sum((1, 2))
-    return inside.float() / union.clamp_min(1)
+def start_from(network: KnowMVG, folder: Path) -> None:
+    """Take every weight of a model folder that fits."""
+    held = network.own_state()
+    fitting = {k: v.float() for k, v in load_file(folder / WEIGHTS).items() if k in held and held[k].shape == v.shape}
+    network.load_state_dict(fitting, strict=False)
+    log.info("started from %s: %d of %d tensors", folder, len(fitting), len(held))
 
 
-def raster(cxcywh: Tensor, used: Tensor) -> Tensor:
-    """bool[N, RASTER, RASTER]: cells inside any used box of float32[N, M, 4]."""
-    centres = (torch.arange(RASTER) + 0.5) / RASTER
-    x1, y1, x2, y2 = (side.unsqueeze(-1) for side in to_xyxy(cxcywh).unbind(-1))
-    across, down = (centres >= x1) & (centres <= x2), (centres >= y1) & (centres <= y2)
-    return (down.unsqueeze(-1) & across.unsqueeze(-2) & used[..., None, None]).any(1)
+def fallen(shape: str, share: float) -> float:
+    """From 1 to 0 as `share` of the run goes by."""
+    return 0.5 * (1 + math.cos(math.pi * share)) if shape == "cosine" else 1 - share
 
 
-def real_validation_example(real: RealImage, canvas: int) -> Example:
-    """All rows of a held-out radiograph, worded as they are."""
-    picture = stretch_contrast(resize(real.image, canvas, canvas))
-    prompts = tuple(Prompt(r.phrase, (Answer(0, len(r.phrase), False, r.boxes),)) for r in real.rows)
-    return Example(picture, prompts)
+def part_stream(worker: int) -> None:
+    """Give each process that makes material seeds of its own."""
+    told: Any = get_worker_info()
+    told.dataset.seed += 50 * worker
 
 
 def main() -> None:

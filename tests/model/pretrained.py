@@ -42,6 +42,15 @@ ENDS: dict[str, dict[str, str]] = {
     "qwen": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     "gemma": {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
 }
+IMAGE_TOKENS = {
+    "llava": {"image_token": "<image>"},
+    "qwen": {},
+    "gemma": {
+        "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
+    },
+}  # fmt: skip
+"""How a family's processor finds its tokens."""
+
 VOCABULARY = 700
 """Rows of the embedding: more than the tokenizer's, as in many pretrained models."""
 
@@ -71,7 +80,9 @@ def save_tokenizer(folder: Path, family: str) -> PreTrainedTokenizerFast:
         vocab_size=620, special_tokens=special, show_progress=False, initial_alphabet=alphabet
     )
     tokenizer.train_from_iterator([*TEXTS, *(row.text for row in load_bank().rows)], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ENDS[family])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, extra_special_tokens=IMAGE_TOKENS[family], **ENDS[family]
+    )
     fast.save_pretrained(str(folder))
     return fast
 
@@ -101,9 +112,10 @@ def save_qwen(folder: Path) -> Path:
         "depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 14, "out_hidden_size": 32,
         "fullatt_block_indexes": [1], "window_size": 56, "spatial_merge_size": 2, "temporal_patch_size": 2,
     }  # fmt: skip
+    ends = {"bos_token_id": None, "eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
-        vision_config=vision, text_config={**TEXT, "rope_parameters": rope, "tie_word_embeddings": True},
+        vision_config=vision, text_config={**TEXT, **ends, "rope_parameters": rope, "tie_word_embeddings": True},
         image_token_id=fast.convert_tokens_to_ids("<|image_pad|>"),
         video_token_id=fast.convert_tokens_to_ids("<|video_pad|>"),
         vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"], tie_word_embeddings=True,
@@ -161,7 +173,9 @@ def save_sam(folder: Path, width: int = 32) -> Path:
 
 def production_config(family: Path, sam: Path, **sections: dict[str, Any]) -> KnowMVGConfig:
     """The tiny configuration on pretrained folders; sections change it."""
-    given = tiny_config(**{name: change for name, change in sections.items() if name not in ("vision", "language_model")})
+    given = tiny_config(
+        **{name: change for name, change in sections.items() if name not in ("vision", "language_model")}
+    )
     content = given.model_dump()
     content["vision"] = {"model_type": "sam", "pretrained": str(sam), **sections.get("vision", {})}
     content["language_model"] = {"pretrained": str(family), **sections.get("language_model", {})}

@@ -14,10 +14,12 @@ import grounding
 from grounding.checkpoint import load_predictor
 from grounding.network.boxes import paired_iou
 from grounding.training.examples import Example
-from grounding.training.losses import LossWeights, losses
-from grounding.training.recipe import RecipeError, read_recipe
-from grounding.training.train import raster, region_iou, train
-from tests.model.networks import make_batch, make_network, prompt, square_box, tiny_image
+from grounding.training.losses import losses
+from grounding.training.recipe import LossWeights, RecipeError, read_recipe
+from grounding.training.scoring import raster, region_iou
+from grounding.training.train import _Training, fallen, train
+from tests.model.networks import make_batch, make_examples, make_network, prompt, square_box, tiny_image
+from tests.model.pretrained import production_config, save_family, save_sam
 
 SQUARES = [(6, 8, 30, 30), (34, 10, 60, 40), (8, 36, 26, 58)]
 
@@ -82,6 +84,53 @@ def test_a_run_ends_with_a_model_and_can_be_taken_up_again(tmp_path: Path) -> No
     train(recipe_at(tmp_path, minutes=0.01))
     second = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert second["step"] > first["step"] and second["elapsed_s"] > first["elapsed_s"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_production_model_is_trained_by_steps_and_taken_up_again(tmp_path: Path) -> None:
+    family, sam = save_family(tmp_path / "llava", "llava"), save_sam(tmp_path / "sam")
+    made = production_config(family, sam).model_dump(exclude={"knowledge_sha256"})
+    recipe = recipe_at(
+        tmp_path, model=made, minutes=100, steps=2, accumulate=2, precision="bfloat16", gradient_checkpointing=True,
+        device="cpu",
+    )  # fmt: skip
+    train(recipe)
+    best = tmp_path / "run" / "best"
+    assert len(load_predictor(best).ground_phrases(np.zeros((30, 30), np.float32), ["nodule"])) == 1
+    first = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert first["step"] == 2 and not any("vision_tower" in name or "encoder" in name for name in first["network"])
+    assert list((tmp_path / "run" / "tb").glob("events.*"))
+    train(recipe_at(tmp_path, **yaml.safe_load(recipe.read_text()) | {"steps": 3}))
+    second = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert second["step"] == 3
+    moved = [n for n, v in first["network"].items() if not torch.equal(v, second["network"][n])]
+    assert any("lora_B" in n for n in moved) and "language.new_outputs" in moved and "box_query.0.weight" in moved
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_out_of_patience_ends(tmp_path: Path) -> None:
+    train(recipe_at(tmp_path, minutes=1000, checkpoint_minutes=1e-6, patience=2, tensorboard=False))
+    saved = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert saved["elapsed_s"] >= 60_000 and 3 <= saved["step"] < 500
+    assert not (tmp_path / "run" / "tb").exists()
+
+
+def test_batches_of_a_step_count_as_one_batch(tmp_path: Path) -> None:
+    """Two equal batches accumulated move the weights as one of them does."""
+    after = []
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        torch.manual_seed(0)
+        run = _Training(read_recipe(recipe_at(tmp_path / str(count), accumulate=count)), tmp_path / str(count), rank=1)
+        run._one_step([run.batcher.collate(make_examples())] * count, 0.0)
+        after.append(dict(run.network.named_parameters()))
+    assert all(torch.equal(value, after[1][name]) for name, value in after[0].items())
+
+
+def test_the_rate_falls_from_one_to_nothing() -> None:
+    for shape in ("cosine", "linear"):
+        assert fallen(shape, 0) == 1 and fallen(shape, 0.5) == pytest.approx(0.5) and fallen(shape, 1) == 0
+    assert fallen("cosine", 0.25) > fallen("linear", 0.25)
 
 
 def test_a_recipe_that_cannot_be_used_says_why(tmp_path: Path) -> None:
