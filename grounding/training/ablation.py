@@ -36,8 +36,8 @@ from grounding.tokens import GroundingTokenizer
 from grounding.training.comparison import markdown
 from grounding.training.frozen import Deck, FrozenBatch, FrozenPicture, Trunk, freeze_all, gather
 from grounding.training.locks import locked
-from grounding.training.losses import LossWeights, Targets, losses
-from grounding.training.recipe import RecipeError
+from grounding.training.losses import Targets, losses
+from grounding.training.recipe import LossWeights, RecipeError
 from grounding.training.train import keep_freed_memory
 from grounding.training.trials import Material, real_tests, training_makers
 from grounding.types import Box, ModelError

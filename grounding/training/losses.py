@@ -6,18 +6,16 @@ Every term has a weight; a term of weight 0 is not computed.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from grounding.config import Section
 from grounding.network.boxes import paired_iou, soft_indicator, to_cxcywh
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import NetworkOutput
+from grounding.training.recipe import LossWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +30,6 @@ class Targets:
     valid: Tensor
     row_match: Tensor
     row_boxes: Tensor
-
-
-class LossWeights(Section):
-    """Weight of each term, and how boxes are taught.
-
-    `train_boxes` `first` teaches the largest true box of a phrase alone. `several` is how the hypotheses of a decoder
-    that has them are taught: `mhp` gives the first 1 - `share` and the others the rest, `umhp` weights each by its
-    part of the distances, `uncertain` teaches the mean and keeps them `margin` apart (uMedGround's three modes).
-    `attention` needs `attention.maps` in the configuration.
-    """
-
-    language: float = Field(default=1.0, ge=0)
-    refined: float = Field(default=2.0, ge=0)
-    coarse: float = Field(default=1.0, ge=0)
-    presence: float = Field(default=2.0, ge=0)
-    quality: float = Field(default=0.5, ge=0)
-    mask: float = Field(default=1.0, ge=0)
-    location: float = Field(default=0.1, ge=0)
-    attention: float = Field(default=0.1, ge=0)
-    train_boxes: Literal["first", "all"] = "all"
-    several: Literal["mhp", "umhp", "uncertain"] = "mhp"
-    share: float = Field(default=0.05, ge=0, lt=1)
-    margin: float = Field(default=0.01, ge=0)
 
 
 def box_loss(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from grounding.knowledge import load_bank
 from grounding.network.boxes import sample_per_image, sample_per_phrase, soft_indicator
 from grounding.network.decoder import BoxDecoder, DecodedBoxes, move_box
 from grounding.network.model import KnowMVG
-from grounding.training.losses import LossWeights, losses
+from grounding.training.losses import losses
+from grounding.training.recipe import LossWeights
 from tests.model.networks import OFF, copy_weights, make_batch, make_batcher, make_examples, make_network, stir
 
 
