@@ -30,11 +30,12 @@ surrogate pairs, which a damaged text may hold and no encoding can."""
 
 @dataclass(frozen=True, slots=True)
 class TextTokens:
-    """Token ids of a text, the characters [start, end) of each, and whether a word starts there."""
+    """Token ids of a text, the characters [start, end) of each, whether a word starts there, and the whole text."""
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
     word_starts: tuple[bool, ...]
+    text: str = ""
 
     def span_tokens(self, start: int, end: int) -> tuple[int, int]:
         """Indices [first, last) of the tokens that overlap characters [start, end)."""
@@ -78,7 +79,7 @@ class GroundingTokenizer:
         placed = [(trim_start(text, a, b), b) for a, b in encoded.offsets[:limit]]
         kept = [i for i, (a, b) in enumerate(placed) if a < b or leads(placed, i)]
         offsets = tuple(placed[i] for i in kept)
-        return TextTokens(tuple(encoded.ids[i] for i in kept), offsets, tuple(word_starts(text, offsets)))
+        return TextTokens(tuple(encoded.ids[i] for i in kept), offsets, tuple(word_starts(text, offsets)), text)
 
     def count(self, text: str) -> int:
         """How many tokens a text has, before any cut."""
@@ -116,6 +117,10 @@ class GroundingTokenizer:
     def plain_ids(self, text: str) -> list[int]:
         """All token ids of a text, blanks too."""
         return list(self._encoding(text).ids) if text else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of token ids, without special tokens."""
+        return str(self.fast.decode(list(ids), skip_special_tokens=True))
 
     def prompt_ids(self, text: TextTokens) -> list[int]:
         """<s> text <ground>; <s> with a tokenizer of our own only."""

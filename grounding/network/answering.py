@@ -64,7 +64,15 @@ class Answers:
         for _ in range(limit):
             if not self.step():
                 break
+        for index, row in enumerate(self.rows):
+            self._sort(index, row)
         return [row.emissions for row in self.rows], self.states()
+
+    def _sort(self, index: int, row: Constraint) -> None:
+        """Emissions and their states in the order of the text, which a free answer need not keep."""
+        order = sorted(range(len(row.emissions)), key=lambda place: row.emissions[place].start)
+        self.found[index] = [self.found[index][place] for place in order]
+        row.emissions[:] = [row.emissions[place] for place in order]
 
     def step(self) -> bool:
         """Choose one token for each row and read it; False when every row has ended."""

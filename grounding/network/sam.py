@@ -38,7 +38,8 @@ class SamBackbone(nn.Module):
         folder = find_pretrained(settings)
         if AutoConfig.from_pretrained(folder, local_files_only=True).model_type not in ("sam", "sam_vision_model"):
             raise ModelError(f"{folder} is not a SAM model; name the folder of one, or of MedSAM")
-        self.encoder: Any = read_whole(folder, SamVisionModel.from_pretrained, dtype=dtype_of(settings))
+        held_in = dtype_of(settings) if settings.frozen else torch.float32
+        self.encoder: Any = read_whole(folder, SamVisionModel.from_pretrained, dtype=held_in)
         self.encoder.requires_grad_(not settings.frozen)
         if settings.lora is not None:
             add_lora(self.encoder, settings.lora, "vision_encoder")

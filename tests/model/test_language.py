@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 
 from grounding.copying import CopyConstraint, Emission
 from grounding.knowledge import load_bank
+from grounding.network.answering import Answers
 from grounding.network.model import KnowMVG
+from grounding.network.rewriting import FreeAnswer
 from grounding.processor import Processor
+from grounding.types import Span
 from tests.model.networks import TEXTS, make_network, tiny_tokens
 
 REPORT = [*TEXTS, "x", "Pleural, pleural; PLEURAL effusion: 3.5 cm (unchanged)."]
@@ -100,3 +103,47 @@ def test_an_empty_prompt_is_answered_at_once() -> None:
     with torch.inference_mode():
         answers, states = network.language.generate(torch.randn(1, 4, 32), [tokens.encode("", 10)], tokens)
     assert answers == [[]] and states.box.shape == (0, 32)
+
+
+def exactly(phrase: str, text: str) -> Span | None:
+    place = text.lower().find(phrase.lower())
+    return Span(place, place + len(phrase)) if phrase and place >= 0 else None
+
+
+class Scripted:
+    """A reading that counts: the state of a text is how many tokens it has read."""
+
+    def __init__(self, rows: int) -> None:
+        self.hidden = torch.zeros(rows, 1)
+
+    def feed(self, chosen: list[int]) -> None:
+        self.hidden = self.hidden + 1
+
+
+def test_free_answers_are_traced_in_the_order_of_the_text() -> None:
+    tokens = tiny_tokens()
+    text = "No left effusion. The heart is enlarged."
+    said = [("heart is enlarged", tokens.box), ("unicorn", tokens.box), ("left effusion", tokens.neg)]
+    script = [token for phrase, close in said for token in (*tokens.encode(phrase, 60).ids, close)] + [tokens.eos]
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        wanted = torch.zeros(1, len(tokens))
+        wanted[0, script[int(hidden[0, 0])]] = 1
+        return wanted
+
+    row = FreeAnswer(tokens.encode(text, 60), tokens, exactly)
+    answers, states = Answers(Scripted(1), [row], logits).run(60)
+    assert answers == [[Emission(3, 16, True), Emission(22, 39, False)]]
+    closes = [place for place, token in enumerate(script) if token in row.closers]
+    assert states.box.flatten().tolist() == [closes[2], closes[0]]  # how much was read when the close was predicted
+    assert states.phrase.flatten().tolist() == [(closes[1] + 1 + closes[2] + 1) / 2, (1 + closes[0]) / 2]
+
+
+def test_a_free_answer_closes_no_empty_phrase_and_asks_nothing() -> None:
+    tokens = tiny_tokens()
+    row = FreeAnswer(tokens.encode("The heart is enlarged.", 60), tokens, exactly)
+    scores = torch.zeros(len(tokens))
+    scores[[tokens.box, tokens.neg, tokens.ground, tokens.pad]] = 9
+    scores[tokens.eos] = 5
+    assert row.choose(scores) == tokens.eos and row.ended and row.emissions == []
+    assert row.choose(scores) == tokens.eos

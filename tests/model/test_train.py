@@ -140,9 +140,12 @@ def test_a_recipe_that_cannot_be_used_says_why(tmp_path: Path) -> None:
         train(tmp_path / "nowhere.yaml")
 
 
-def test_the_shipped_recipe_can_be_read() -> None:
-    recipe = read_recipe(Path(grounding.__file__).parent / "configs" / "small.yaml")
+def test_the_shipped_recipes_can_be_read() -> None:
+    configs = Path(grounding.__file__).parent / "configs"
+    recipe = read_recipe(configs / "small.yaml")
     assert recipe.model.knowledge.prompts and recipe.processes >= 1
+    full = read_recipe(configs / "full.yaml").model
+    assert full.sam is not None and full.image_text is not None and full.decoder.width == 256
 
 
 def test_region_iou_is_of_unions() -> None:
