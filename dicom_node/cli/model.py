@@ -37,7 +37,7 @@ class Controls(StrEnum):
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
-    for command in (demo, ground, train, ablate, evaluate):
+    for command in (demo, ground, train, crossvalidate, ablate, evaluate):
         app.command()(command)
 
 
@@ -111,6 +111,31 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     with plain_model_errors():
         run(recipe)
+
+
+def crossvalidate(
+    recipe: Annotated[
+        Path, typer.Option("--config", exists=True, dir_okay=False, metavar="FILE", help="A recipe with folds, YAML.")
+    ],
+    fold: Annotated[
+        list[int] | None, typer.Option(min=0, metavar="K", help="Only this fold, counted from 0; may be repeated.")
+    ] = None,
+) -> None:
+    """Train and score a model for each fold of patients.
+
+    The table of the folds that are done is printed as Markdown; a fold that is done is not done again.
+    """
+    import logging
+
+    from grounding.training.crossvalidation import crossvalidate as run
+    from grounding.training.crossvalidation import pooled, table
+    from grounding.training.recipe import read_recipe
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    with plain_model_errors():
+        chosen = read_recipe(recipe)
+        run(chosen, range(chosen.real.folds or 1) if fold is None else fold)
+        typer.echo(table(pooled(chosen)))
 
 
 def ablate(

@@ -145,13 +145,15 @@ def load_real(
     grouped: dict[tuple[Path, str, Part | None], list[ManifestRow]] = defaultdict(list)
     for row, part in parted(_allowed(rows, settings), settings.split_unit):
         if part != "test":
-            grouped[row.image, patient_of(row), part] += [row] if _real_rows(row) else []
+            grouped[row.image, patient_of(row), part] += [row] if _real_rows(row, settings.zones) else []
     shown = {key: found for key, found in grouped.items() if found}
     held = held_out(sorted({patient for _, patient, part in shown if part is None}), settings.validation_share)
     shelf = Shelf(picture_side(canvas), settings.memory_gb * 1e9, read_dicom)
     training, validation = [], []
     for (_, patient, part), found in shown.items():
-        image = RealImage(shelf.take(found), patient, tuple(real for row in found for real in _real_rows(row)))
+        image = RealImage(
+            shelf.take(found), patient, tuple(real for row in found for real in _real_rows(row, settings.zones))
+        )
         (validation if part == "val" or (part is None and patient in held) else training).append(image)
     return training, validation
 
@@ -299,8 +301,10 @@ def _by_source(patients: list[str]) -> list[list[str]]:
     return [*groups, alone] if alone else groups
 
 
-def _real_rows(row: ManifestRow) -> list[RealRow]:
-    label = row.label or ""
+def _real_rows(row: ManifestRow, zones: str) -> list[RealRow]:
+    label, phrase = row.label or "", row.phrase
+    if zones == "places" and row.present and row.phrase_source == "zone":
+        phrase = phrase.partition(" in the ")[2] or phrase
     if row.phrase == "no finding":
         normal = NORMAL.match(label) and not row.boxes
         return [RealRow(phrase, label, ()) for phrase in ABSENT_IF_NORMAL] if normal else []
@@ -310,4 +314,4 @@ def _real_rows(row: ManifestRow) -> list[RealRow]:
     boxes = tuple(
         ((b.x1 + b.x2) / 2 / w, (b.y1 + b.y2) / 2 / h, (b.x2 - b.x1) / w, (b.y2 - b.y1) / h) for b in row.boxes
     )
-    return [RealRow(row.phrase, label, boxes)]
+    return [RealRow(phrase, label, boxes)]
