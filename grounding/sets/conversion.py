@@ -160,12 +160,13 @@ def _fitted(one: Annotation, box: XYWH, size: tuple[int, int], account: Account)
     x1, y1 = box[0] * across, box[1] * down
     x2, y2 = x1 + box[2] * across, y1 + box[3] * down
     left, top, right, bottom = max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height)
-    if right - left < TOLERANCE or bottom - top < TOLERANCE:
+    x, y = round(left, 3), round(top, 3)
+    w, h = _extent(x, right, width), _extent(y, bottom, height)
+    if w <= 0 or h <= 0:
         account.empty_boxes.append(one.id)
         return None
     account.clipped += max(left - x1, top - y1, x2 - right, y2 - bottom) > TOLERANCE
-    x, y = round(left, 3), round(top, 3)
-    return [_plain(x), _plain(y), _extent(x, right, width), _extent(y, bottom, height)]
+    return [_plain(x), _plain(y), w, h]
 
 
 def _extent(start: float, end: float, limit: int) -> float:

@@ -149,7 +149,8 @@ def load_real(
     shown = {key: found for key, found in grouped.items() if found}
     held = held_out(sorted({patient for _, patient, part in shown if part is None}), settings.validation_share)
     shelf = Shelf(picture_side(canvas), settings.memory_gb * 1e9, read_dicom)
-    training, validation = [], []
+    training: list[RealImage] = []
+    validation: list[RealImage] = []
     for (_, patient, part), found in shown.items():
         image = RealImage(
             shelf.take(found), patient, tuple(real for row in found for real in _real_rows(row, settings.zones))

@@ -10,13 +10,14 @@ import pytest
 from PIL import Image as PilImage
 
 from grounding.phantoms.study import make_study
-from grounding.sets.manifest import ManifestError, load_image, read_manifest, write_phantom_set
+from grounding.sets.manifest import ManifestError, load_image, read_manifest, read_size, write_phantom_set
 from grounding.types import Box, Image
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "grounding"
 ROW = {
     "id": "one", "image": "a.png", "width": 20, "height": 10, "phrase": "small nodule", "boxes": [[1, 2, 3, 4.5]],
     "present": True, "report": "Small nodule.", "label": "nodule", "patient": "p", "split": "dev", "quality": "good",
+    "license": "CC BY", "phrase_source": "report",
 }  # fmt: skip
 
 
@@ -33,18 +34,23 @@ def test_row_is_read_with_boxes_as_corners(tmp_path: Path) -> None:
     assert (row.id, row.image, row.width, row.height) == ("one", tmp_path / "a.png", 20, 10)
     assert (row.phrase, row.present, row.report, row.label) == ("small nodule", True, "Small nodule.", "nodule")
     assert (row.patient, row.split, row.quality) == ("p", "dev", "good")
+    assert (row.license, row.phrase_source) == ("CC BY", "report")
 
 
 def test_optional_fields_may_be_left_out_or_empty(tmp_path: Path) -> None:
     needed = {key: ROW[key] for key in ("id", "image", "width", "height", "phrase", "boxes", "present")}
     (row,) = read_manifest(write_manifest(tmp_path, needed | {"report": ""}))
     assert (row.report, row.label, row.patient, row.split, row.quality) == (None,) * 5
+    assert (row.license, row.phrase_source) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("fault", "field"),
     [
         ({"image": "missing.png"}, "image"),
+        ({"image": ""}, "image"),
+        ({"image": "x" * 5000}, "image"),
+        ({"image": "a\0.png"}, "image"),
         ({"boxes": [[15, 2, 6, 3]]}, "boxes"),
         ({"boxes": [[-1, 2, 3, 3]]}, "boxes"),
         ({"boxes": [[1, 2, 0, 3]]}, "boxes"),
@@ -52,11 +58,17 @@ def test_optional_fields_may_be_left_out_or_empty(tmp_path: Path) -> None:
         ({"boxes": [[1, 2, 3, "4"]]}, "boxes"),
         ({"boxes": [[1, 2, 3, float("nan")]]}, "boxes"),
         ({"boxes": [[1, 2, True, 3]]}, "boxes"),
+        ({"boxes": [[1, 2, 10**400, 3]]}, "boxes"),
+        ({"boxes": [[1, 2, float("inf"), 3]]}, "boxes"),
+        ({"boxes": [1, 2, 3, 4]}, "boxes"),
         ({"boxes": []}, "boxes"),
         ({"boxes": "1 2 3 4"}, "boxes"),
         ({"present": False}, "boxes"),
         ({"present": "yes"}, "present"),
         ({"width": 0}, "width"),
+        ({"width": 10**400}, "width"),
+        ({"width": True}, "width"),
+        ({"license": 4}, "license"),
         ({"height": 10.5}, "height"),
         ({"phrase": " "}, "phrase"),
         ({"phrase": 3}, "phrase"),
@@ -77,10 +89,34 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
         read_manifest(write_manifest(tmp_path, row))
 
 
-@pytest.mark.parametrize(("line", "reason"), [("{broken", "not JSON"), ("[1, 2]", "a JSON object, not list")])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", "not JSON"),
+        ("[1, 2]", "a JSON object, not list"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('{"id": ' + "1" * 5000 + "}", "cannot be read as JSON"),
+    ],
+)
 def test_broken_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     with pytest.raises(ManifestError, match=f"line 2: .*{reason}"):
         read_manifest(write_manifest(tmp_path, ROW, line))
+
+
+def test_a_line_separator_inside_a_text_parts_no_line(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, json.dumps(ROW | {"report": "one\u2028two"}, ensure_ascii=False))
+    assert read_manifest(path)[0].report == "one\u2028two"
+
+
+def test_size_is_read_from_the_header(tmp_path: Path) -> None:
+    PilImage.new("L", (20, 10)).save(tmp_path / "a.png")
+    assert read_size(tmp_path / "a.png") == (20, 10)
+    (tmp_path / "b.dcm").write_bytes(bytes(128) + b"DICM")
+    assert read_size(tmp_path / "b.dcm", lambda path: (3, 4)) == (3, 4)
+    for name, reason in (("b.dcm", "nothing here reads DICOM"), ("set.jsonl", "cannot read the picture")):
+        (tmp_path / "set.jsonl").write_text("no picture", encoding="utf-8")
+        with pytest.raises(ManifestError, match=reason):
+            read_size(tmp_path / name)
 
 
 def test_empty_missing_and_binary_manifests_are_refused(tmp_path: Path) -> None:
