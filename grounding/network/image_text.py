@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, DynamicCache
 
 from grounding.config import ImageTextSettings, KnowMVGConfig
-from grounding.copying import CopyConstraint, Emission
+from grounding.copying import Emission
 from grounding.network.answering import Answers, PhraseStates
 from grounding.network.backbone import ImageFeatures
 from grounding.network.pretrained import add_lora, dtype_of, find_pretrained, read_whole, untrained_names
+from grounding.network.rewriting import constraints, find_aligner
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import ModelError
 
@@ -41,6 +42,7 @@ class ImageTextModel(nn.Module):
         if settings.lora is not None:
             add_lora(self.lm, settings.lora, "language_model")
         self.max_answer_tokens = config.language.max_answer_tokens
+        self.align = find_aligner(config.language.constrained)
         self.width = int(self.lm.config.get_text_config().hidden_size)
         self.borrowed = frozenset(f"lm.{name}" for name in untrained_names(self.lm))
         """Names of weights that belong to the pretrained folder and are not kept with the model."""
@@ -151,7 +153,7 @@ class ImageTextModel(nn.Module):
 
         Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
         """
-        rows = [CopyConstraint(prompt, tokens) for prompt in prompts]
+        rows = constraints(prompts, tokens, self.align)
         reading = _SharedReading(self, image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
         return Answers(reading, rows, self.logits).run(self.max_answer_tokens)
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from grounding.config import KnowMVGConfig
-from grounding.copying import CopyConstraint, Emission
+from grounding.copying import Emission
 from grounding.network.answering import Answers, PhraseStates
 from grounding.network.backbone import ImageFeatures
+from grounding.network.rewriting import constraints, find_aligner
 from grounding.tokens import TextTokens
 
 LENGTH_GROUPS = 3
@@ -36,6 +37,7 @@ class LanguageModel(nn.Module):
         self.lm = models.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings))
         self.side = config.language.image_tokens_side
         self.max_answer_tokens = config.language.max_answer_tokens
+        self.align = find_aligner(config.language.constrained)
         self.width = int(self.lm.config.hidden_size)
         self.projector = nn.Sequential(
             nn.Linear(config.decoder.width, self.width), nn.GELU(), nn.Linear(self.width, self.width)
@@ -97,7 +99,7 @@ class LanguageModel(nn.Module):
 
         Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
         """
-        rows = [CopyConstraint(prompt, tokens) for prompt in prompts]
+        rows = constraints(prompts, tokens, self.align)
         reading = _CachedReading(self, image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
         return Answers(reading, rows, self.logits).run(self.max_answer_tokens)
 

@@ -6,17 +6,41 @@ A phrase that cannot be traced is left out, so that every finding still has its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from grounding.copying import Emission
+from grounding.copying import CopyConstraint, Emission
+from grounding.network.answering import Constraint
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import Span
+from grounding.types import ModelError, Span
 
 Aligner = Callable[[str, str], Span | None]
 """A phrase and the text that it is about -> the characters of the text that it means, or None."""
+
+
+def find_aligner(constrained: bool) -> Aligner | None:
+    """What traces free answers; None where answers only copy.
+
+    Raises:
+        ModelError: this package has nothing that traces phrases.
+    """
+    if constrained:
+        return None
+    try:
+        align: Aligner = importlib.import_module("grounding.spans").align
+    except ModuleNotFoundError as error:
+        raise ModelError("free answers cannot be traced here; set `language.constrained` to true") from error
+    return align
+
+
+def constraints(prompts: Sequence[TextTokens], tokens: GroundingTokenizer, align: Aligner | None) -> list[Constraint]:
+    """One for each prompt: of copying, or with an aligner free."""
+    if align is None:
+        return [CopyConstraint(prompt, tokens) for prompt in prompts]
+    return [FreeAnswer(prompt, tokens, align) for prompt in prompts]
 
 
 class FreeAnswer:

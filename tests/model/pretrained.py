@@ -96,7 +96,7 @@ def save_llava(folder: Path) -> Path:
     }  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config={"model_type": "llama", **TEXT},
-        image_token_id=fast.convert_tokens_to_ids("<image>"), image_seq_length=4,
+        image_token_index=fast.convert_tokens_to_ids("<image>"), image_seq_length=4,
     )  # fmt: skip
     LlavaForConditionalGeneration(config).save_pretrained(str(folder))
     size = {"height": 28, "width": 28}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +138,19 @@ def test_free_answers_are_traced_in_the_order_of_the_text() -> None:
     closes = [place for place, token in enumerate(script) if token in row.closers]
     assert states.box.flatten().tolist() == [closes[2], closes[0]]  # how much was read when the close was predicted
     assert states.phrase.flatten().tolist() == [(closes[1] + 1 + closes[2] + 1) / 2, (1 + closes[0]) / 2]
+
+
+def test_a_model_may_be_free_to_rewrite_where_phrases_can_be_traced() -> None:
+    pytest.importorskip("grounding.spans")
+    network = talkative(make_network(seed=3, language={"constrained": False}))
+    tokens = tiny_tokens()
+    with torch.inference_mode():
+        answers, states = network.language.generate(
+            torch.randn(1, 4, 32), [tokens.encode(text, 60) for text in REPORT], tokens
+        )
+    for text, emissions in zip(REPORT, answers, strict=True):
+        assert all(0 <= e.start < e.end <= len(text) for e in emissions)
+    assert len(states.box) == sum(map(len, answers))
 
 
 def test_a_free_answer_closes_no_empty_phrase_and_asks_nothing() -> None:
