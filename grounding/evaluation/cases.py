@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import overload
 
@@ -73,7 +74,7 @@ def _midline(structures: dict[str, Box], width: int) -> Midline:
 
 
 class PhantomCases(Sequence[Case]):
-    """The generated studies of `seeds`, each made anew when it is asked for, so that a thousand need no memory."""
+    """The generated studies of `seeds`, each made when it is asked for, so that a thousand need no memory."""
 
     def __init__(self, seeds: Sequence[int], size: int = 256) -> None:
         self.seeds, self.size = seeds, size
@@ -92,8 +93,9 @@ class PhantomCases(Sequence[Case]):
         return phantom_case(self.seeds[index], self.size)
 
 
+@lru_cache(maxsize=4)
 def phantom_case(seed: int, size: int = 256) -> Case:
-    """The generated study of `seed`, whose every phrase is known."""
+    """The generated study of `seed`, whose every phrase is known. The last few are kept: each run asks for its own."""
     study = make_study(seed, size)
     return Case(
         name=f"phantom-{seed}",
