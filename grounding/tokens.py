@@ -15,6 +15,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from grounding.types import ModelError
+
 PAD, BOS, EOS, GROUND, BOX, NEG = "<pad>", "<s>", "</s>", "<ground>", "<BOX>", "<NEG>"
 CUTS = [re.compile(cut) for cut in (r"(?<=;)", r"(?<=,)(?=\s)", r"(?=\sand\s)", r"(?=\s)")]
 """Where a text that is too long for a prompt may be cut, best first."""
@@ -137,7 +139,13 @@ class GroundingTokenizer:
 
     @classmethod
     def pretrained(cls, folder: Path) -> GroundingTokenizer:
-        """The tokenizer of a pretrained model's folder, with <ground>, <BOX> and <NEG> added."""
+        """The tokenizer of a pretrained model's folder, with <ground>, <BOX> and <NEG> added.
+
+        Raises:
+            ModelError: the folder has no fast tokenizer.
+        """
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} has no tokenizer.json; save its tokenizer there with AutoTokenizer")
         fast = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
         fast.add_tokens([AddedToken(token, special=True, normalized=False) for token in (GROUND, BOX, NEG)])
         return cls(fast)

@@ -32,7 +32,7 @@ from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.losses import LossWeights, losses
-from grounding.types import ModelError
+from grounding.types import ModelError, ReportText, Span
 from tests.model.networks import TEXTS, make_examples, make_network, stir, tiny_image
 from tests.model.pretrained import CANVAS, FAMILIES, production_config, save_family, save_sam
 
@@ -184,7 +184,11 @@ def test_a_saved_model_holds_what_was_trained_and_gives_the_same_boxes(folders: 
     with torch.inference_mode():
         ours, theirs = (n.eval()(batch.pixels, batch.text).boxes for n in (network, found))
     assert torch.equal(ours.refined, theirs.refined)
-    assert boxes_of(loaded) == boxes_of(load_predictor(saved))
+    again = load_predictor(saved)
+    assert boxes_of(loaded) == boxes_of(again)
+    report = ReportText(TEXTS[2], (Span(0, len(TEXTS[2])),))
+    grounding = loaded.ground([tiny_image(), tiny_image(seed=1)], report)
+    assert grounding.findings and grounding == again.ground([tiny_image(), tiny_image(seed=1)], report)
     named = json.loads((saved / CONFIG).read_text())
     assert len(named["vision"]["sha256"]) == len(named["language_model"]["sha256"]) == 64
 
@@ -229,6 +233,19 @@ def test_a_folder_of_another_kind_or_that_lacks_weights_is_refused(folders: dict
     (deeper / "config.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"deeper lacks the weight vision_encoder\.layers\.2"):
         KnowMVG(production_config(folders["llava"], deeper), load_bank(), tokens)
+
+
+def test_a_folder_without_a_fast_tokenizer_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"sam has no tokenizer\.json"):
+        GroundingTokenizer.pretrained(folders["sam"])
+
+
+def test_an_encoder_that_is_not_frozen_is_trained_and_kept_with_the_model(folders: dict[str, Path]) -> None:
+    network, tokens = build(folders, "llava", vision={"frozen": False, "dtype": "bfloat16"})
+    backward(network.train(), batch_of(tokens))
+    encoder = {n: p for n, p in network.named_parameters() if n.startswith("backbone.encoder.")}
+    assert encoder and set(encoder) <= set(network.own_state())
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in encoder.values())
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(folders: dict[str, Path]) -> None:

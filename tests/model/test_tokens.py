@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grounding.tokens import GroundingTokenizer
@@ -32,6 +32,7 @@ def test_a_long_text_is_cut_at_the_strongest_sign(text: str, expected: list[str]
     assert [text[start:end] for start, end in spans] == expected
 
 
+@settings(deadline=None)
 @example("effusion \ud800 left")
 @given(
     st.text(alphabet=st.sampled_from(list("ab\u00e9\u80ba\U0001f600\u0130 ,;.\n1<")) | st.characters(), max_size=120)
