@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pydicom.sr import _concepts_dict
 
-from grounding.knowledge import BANK_PATH, load_bank, parse_bank, read_level, read_side
+import grounding
+from grounding.knowledge import BANK_PATH, Entity, Location, load_bank, parse_bank, read_level, read_side
 from grounding.phantoms.lesions import LABELS
 from grounding.phantoms.study import make_study
 from grounding.types import Concept, ModelError
@@ -133,3 +134,57 @@ def test_codes_do_not_change_what_the_model_depends_on() -> None:
     assert parse_bank(content).sha256 == BANK.sha256
     content["entities"][0]["locations"] = {"heart": 0.5}
     assert parse_bank(content).sha256 != BANK.sha256
+
+
+FINDINGS = [entity for entity in BANK.entities if entity.family != "anatomy"]
+AMBIGUOUS = {"cardiomegaly"}
+"""Entities whose name the tables give to a code that SNOMED CT gives to something else."""
+
+
+@pytest.mark.parametrize("entity", FINDINGS, ids=lambda e: e.id)
+def test_every_finding_is_complete(entity: Entity) -> None:
+    assert len(entity.synonyms) >= 3 and len(set(entity.synonyms)) == len(entity.synonyms)
+    assert set(entity.attributes) == {"shape", "density", "size", "border"} and all(entity.attributes.values())
+    assert entity.locations and all(0 < share <= 1 for share in entity.locations.values())
+    assert all(name == name.lower() for name in entity.synonyms)
+
+
+def test_the_findings_and_regions_of_the_reference_design_are_there() -> None:
+    assert {"cardiomegaly", "pleural_effusion", "pneumothorax", "atelectasis", "consolidation", "pneumonia", "opacity",
+            "infiltrate", "edema", "nodule", "mass"} <= {entity.id for entity in FINDINGS}  # fmt: skip
+    sided = ("lung", "upper zone", "middle zone", "lower zone", "apex", "hilum", "costophrenic angle", "hemidiaphragm",
+             "clavicle", "cardiophrenic angle", "upper abdomen", "cardiac border")  # fmt: skip
+    single = ("heart", "retrocardiac region", "mediastinum", "upper mediastinum", "trachea", "carina", "aortic arch",
+              "descending aorta", "superior vena cava", "cavoatrial junction", "right atrium", "spine",
+              "abdomen")  # fmt: skip
+    places = {location.id for location in BANK.locations}
+    assert {f"{side} {name}" for name in sided for side in ("right", "left")} <= places and set(single) <= places
+
+
+@pytest.mark.parametrize("location", BANK.locations, ids=lambda x: x.id)
+def test_every_place_has_its_boxes_on_its_side(location: Location) -> None:
+    assert location.boxes and all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in location.boxes)
+    middles = [(x1 + x2) / 2 for x1, _, x2, _ in location.boxes]
+    if location.side in ("right", "left"):  # the patient's right is on the picture's left
+        assert all((middle < 0.5) == (location.side == "right") or middle == 0.5 for middle in middles)
+    if location.side == "bilateral":
+        assert min(middles) < 0.5 < max(middles)
+
+
+def test_no_code_that_the_published_tables_have_is_missing() -> None:
+    tables: dict[str, dict[str, dict[str, Any]]] = _concepts_dict.concepts  # type: ignore[assignment]
+    names = {found[0].lower() for entry in tables["SCT"].values() for found in entry.values()}
+    uncoded = {entity.id for entity in FINDINGS if entity.concept is None and entity.meaning.lower() in names}
+    assert uncoded == AMBIGUOUS
+
+
+def test_every_code_names_its_source() -> None:
+    content = json.loads(BANK_PATH.read_text())
+    coded = [*content["entities"], *content["locations"].values()]
+    codes = [entry[key] for entry in coded for key in ("code", "site") if entry.get(key)]
+    assert codes and all(code["source"] and code["value"] and code["scheme"] in ("SCT", "DCM") for code in codes)
+
+
+def test_the_shipped_model_belongs_to_this_bank() -> None:
+    folder = Path(grounding.__file__).parent / "checkpoints" / "default"
+    assert json.loads((folder / "config.json").read_text())["knowledge_sha256"] == BANK.sha256
