@@ -89,9 +89,7 @@ def assess(
 
     `known` phrases with their boxes make the table of median boxes; without any, that control is left out.
     """
-    protocols = (
-        evaluation.applicable_protocols(predictor, cases) if wishes.protocol == ALL else (wishes.protocol,)
-    )  # fmt: skip
+    protocols = evaluation.applicable_protocols(predictor, cases) if wishes.protocol == "all" else (wishes.protocol,)
     table = prior.PriorPredictor(prior.build_table(known, load_bank())) if known else None
     course = evaluation.Course(protocols, CHOSEN_CONTROLS[wishes.controls], table)
     with progress_bar() as progress:

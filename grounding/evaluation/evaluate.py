@@ -162,7 +162,7 @@ def examine(
         raise ValueError("this predictor cannot be teacher-forced; use the protocols free and phrase")
     started = time.perf_counter()
     plans = _plans(predictor, course)
-    runs = {(plan.protocol, plan.control): Run() for plan in plans}
+    runs: dict[tuple[str, str], Run] = {(plan.protocol, plan.control): Run() for plan in plans}
     for number in range(len(cases)):
         image = cases[number].load()
         for plan in plans:
