@@ -16,11 +16,19 @@ from grounding.tokens import TextTokens
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A closed phrase: characters [start, end) of the prompt's text, and whether the model negates it."""
+    """A closed phrase: characters [start, end) of the prompt's text, and whether the model negates it.
+
+    No characters (`is_supported` False) stand for a phrase of a free answer that nothing in the text supports.
+    """
 
     start: int
     end: int
     negated: bool
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether words of the text hold the phrase."""
+        return self.start < self.end
 
 
 class CopyConstraint:

@@ -64,14 +64,14 @@ class Predictor:
         words = [report.text[piece.start : piece.end] for _, piece in pieces]
         texts = [(text, self._processor.encode(text)) for text in words]
         features = [self._encode(image) for image in images]
-        answers, states = self._read(features[0], texts)
+        answers, states, made_up = self._read(features[0], texts)
         phrases = read_phrases(report.text, pieces, answers)
         keep = first_of_each(phrases)
         findings: list[Finding] = []
         for number, image in enumerate(images):
             seen = states if number == 0 else self._forced(features[number], texts, answers)
             findings += self._findings(number, image, features[number], seen, phrases, keep)
-        return Grounding(self._identity, tuple(findings))
+        return Grounding(self._identity, tuple(findings), made_up)
 
     @torch.inference_mode()
     def ground_phrases(self, image: Image, phrases: Sequence[str]) -> tuple[Finding, ...]:
@@ -120,12 +120,14 @@ class Predictor:
 
     def _read(
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
-    ) -> tuple[list[list[Emission]], PhraseStates]:
-        """What the model reads in the texts, settled, and the states of those phrases."""
+    ) -> tuple[list[list[Emission]], PhraseStates, int]:
+        """What the model reads in the texts, settled, the states of those phrases, and how many it made up."""
         language = self._network.language
         copied, states = language.generate(features.tokens, [tokens for _, tokens in texts], self._processor.tokens)
-        settled = [settle(text, found, self._bank) for (text, _), found in zip(texts, copied, strict=True)]
-        return settled, states if settled == copied else self._forced(features, texts, settled)
+        held = [[emission for emission in found if emission.is_supported] for found in copied]
+        made_up = sum(map(len, copied)) - sum(map(len, held))
+        settled = [settle(text, found, self._bank) for (text, _), found in zip(texts, held, strict=True)]
+        return settled, states if settled == copied else self._forced(features, texts, settled), made_up
 
     def _forced(
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
@@ -224,11 +226,14 @@ def first_of_each(phrases: Sequence[ReadPhrase]) -> list[int]:
 
 
 def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:
-    """1 minus the expected IoU of the surest box of a phrase; None without that head."""
-    if boxes.quality_logits is None:
-        return None
+    """Doubt in [0, 1] about the surest box of a phrase: 1 minus its expected IoU where the network estimates that.
+
+    Else the standard deviation of its hypotheses, in shares of the canvas; None for a network with neither.
+    """
     best = int(boxes.presence_logits[row].argmax())
-    return 1.0 - float(boxes.quality_logits[row, best].float().sigmoid())
+    if boxes.quality_logits is not None:
+        return 1.0 - float(boxes.quality_logits[row, best].float().sigmoid())
+    return None if boxes.variance is None else min(1.0, float(boxes.variance[row, best]) ** 0.5)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

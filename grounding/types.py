@@ -126,10 +126,14 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """All findings of one report on its images, and the model that found them."""
+    """All findings of one report on its images, and the model that found them.
+
+    `hallucinations` counts the phrases that the model made up: nothing in the report supports them, and none is told.
+    """
 
     model: ModelIdentity
     findings: tuple[Finding, ...]
+    hallucinations: int = 0
 
 
 class Grounder(Protocol):

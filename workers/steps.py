@@ -167,6 +167,8 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     grounding = resources.load_grounder().ground(images, report.to_report_text())
     sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
     marks, _ = select_marks(grounding.findings, sizes, resources.settings.results.min_confidence)
+    if grounding.hallucinations:
+        log_event(logger, "phrases dropped", job_id=job.job_id, count=grounding.hallucinations)
     outcome = "RESULT" if marks else "NO_FINDING"  # kept with the selection, too, for a retry of what comes after
     return Done(
         values={"selection": selection.to_json() | {"outcome": outcome}, "outcome": outcome},

@@ -31,6 +31,7 @@ def findings_document(
         "study_instance_uid": study_instance_uid,
         "images": [asdict(image) for image in images],
         "findings": [_write_finding(finding, min_confidence) for finding in grounding.findings],
+        "dropped_phrases": grounding.hallucinations,
     }
 
 

@@ -1,12 +1,12 @@
 """Free answers: the model words its phrases as it likes, and each is then traced to the words that it means.
 
-A phrase that cannot be traced is left out, so that every finding still has its place in the report. Copying
-(`grounding.copying`) is the default; this is for models that were trained to rewrite.
+A phrase that cannot be traced becomes an emission without characters, which the predictor drops and counts, so that
+every finding still has its place in the report. Copying (`grounding.copying`) is the default; this is for models that
+were trained to rewrite.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,26 +14,17 @@ from torch import Tensor
 
 from grounding.copying import CopyConstraint, Emission
 from grounding.network.answering import Constraint
+from grounding.spans import Alignment, align
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import ModelError, Span
+from grounding.types import Span
 
-Aligner = Callable[[str, str], Span | None]
-"""A phrase and the text that it is about -> the characters of the text that it means, or None."""
+Aligner = Callable[[str, str], Alignment | None]
+"""A phrase and the text that it is about -> the place in the text that supports it, or None."""
 
 
 def find_aligner(constrained: bool) -> Aligner | None:
-    """What traces free answers; None where answers only copy.
-
-    Raises:
-        ModelError: this package has nothing that traces phrases.
-    """
-    if constrained:
-        return None
-    try:
-        align: Aligner = importlib.import_module("grounding.spans").align
-    except ModuleNotFoundError as error:
-        raise ModelError("free answers cannot be traced here; set `language.constrained` to true") from error
-    return align
+    """What traces free answers; None where answers only copy."""
+    return None if constrained else align
 
 
 def constraints(prompts: Sequence[TextTokens], tokens: GroundingTokenizer, align: Aligner | None) -> list[Constraint]:
@@ -74,7 +65,7 @@ class FreeAnswer:
         return token
 
     def _close(self, negated: bool) -> None:
-        span = self.align(self.tokens.decode(self._open).strip(), self.prompt.text)
-        if span is not None and span.start < span.end:
-            self.emissions.append(Emission(span.start, span.end, negated))
+        found = self.align(self.tokens.decode(self._open).strip(), self.prompt.text)
+        span = found.span if found is not None else Span(0, 0)
+        self.emissions.append(Emission(span.start, span.end, negated))
         self._open = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from tests.model.networks import TEXTS, make_network, stir, tiny_image, tiny_tok
 REPORT = read_plain_report(" ".join(TEXTS))
 
 
-def make_predictor() -> Predictor:
-    network = make_network(seed=3)
+def make_predictor(**sections: dict[str, Any]) -> Predictor:
+    network = make_network(seed=3, **sections)
     stir(network)
     with torch.no_grad():
         network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
@@ -49,6 +50,16 @@ def test_every_phrase_is_verbatim_in_the_report_and_inside_a_sentence() -> None:
         assert source is not None and REPORT.text[source.start : source.end] == finding.phrase
         assert any(s.start <= source.start and source.end <= s.end for s in REPORT.sentences)
         assert finding.localized == bool(finding.boxes)
+
+
+def test_what_a_free_model_makes_up_is_dropped_and_counted() -> None:
+    free = make_predictor(language={"constrained": False, "max_answer_tokens": 24})
+    grounding = free.ground([tiny_image()], REPORT)
+    assert grounding.hallucinations > 0
+    for finding in grounding.findings:
+        source = finding.source
+        assert source is not None and REPORT.text[source.start : source.end] == finding.phrase
+    assert PREDICTOR.ground([tiny_image()], REPORT).hallucinations == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 3), (64, 64), (211, 97)])

@@ -55,7 +55,12 @@ def test_the_document_has_the_keys_of_the_contract() -> None:
                 "uncertainty": None,
             },
         ],
+        "dropped_phrases": 0,
     }
+
+
+def test_the_document_counts_the_phrases_that_the_model_made_up() -> None:
+    assert findings_document(Grounding(MODEL, (), hallucinations=3), IMAGES, None)["dropped_phrases"] == 3
 
 
 def test_boxes_below_the_wanted_confidence_are_left_out() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grounding.copying import Emission
@@ -126,6 +126,7 @@ def test_what_is_denied_advised_or_remembered_is_not_taken_up(text: str) -> None
     ),
     st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20), st.booleans()), max_size=5),
 )
+@settings(deadline=None)
 def test_settled_phrases_lie_in_the_text_in_order_and_apart(
     words: list[str], places: list[tuple[int, int, bool]]
 ) -> None:
