@@ -124,12 +124,13 @@ class AbsentPhrases:
     """Phrases of earlier studies, to be asked of pictures that show nothing of the kind.
 
     A kind is asked for as often as it is shown: were rare kinds asked for more, the network would learn that they are
-    seldom there.
+    seldom there. They are asked for in the very sentences that spoke of them, or bare, as present ones are: the form
+    must not betray the truth.
     """
 
     def __init__(self, bank: KnowledgeBank, keep: int = 400) -> None:
         self.bank, self.keep = bank, keep
-        self._pool: dict[str, list[str]] = defaultdict(list)
+        self._pool: dict[str, list[Prompt]] = defaultdict(list)
         self._shown: Counter[str] = Counter()
 
     def kind(self, phrase: str) -> str | None:
@@ -138,19 +139,35 @@ class AbsentPhrases:
         return None if entity is None else ("shadow" if entity.family in SHADOWS else entity.family)
 
     def draw(self, rng: np.random.Generator, prompts: Sequence[Prompt]) -> Prompt | None:
-        """A bare phrase that is true of none of `prompts`; remembers theirs."""
-        asserted = [p.text[a.start : a.end] for p in prompts for a in p.answers if not a.negated]
-        shown = {phrase: self.kind(phrase) for phrase in asserted}
-        self._shown.update({kind for kind in shown.values() if kind})
-        for phrase, kind in shown.items():
-            if kind is not None and len(self._pool[kind]) < self.keep:
-                self._pool[kind].append(phrase)
-        others = sorted(set(self._pool) - {kind for kind in shown.values() if kind})
-        if None in shown.values() or not others:
+        """A prompt of an earlier study that is true of none of `prompts`; remembers these."""
+        asserted = [[p.text[a.start : a.end] for a in p.answers if not a.negated] for p in prompts]
+        kinds = [[self.kind(phrase) for phrase in phrases] for phrases in asserted]
+        shown = {kind for found in kinds for kind in found}
+        self._shown.update({kind for kind in shown if kind})
+        for prompt, found in zip(prompts, kinds, strict=True):
+            if len(found) == 1 and found[0] is not None and len(self._pool[found[0]]) < self.keep:
+                self._pool[found[0]].append(prompt)
+        others = sorted(kind for kind, held in self._pool.items() if held and kind not in shown)
+        if None in shown or not others:
             return None
         shares = np.array([self._shown[kind] for kind in others], dtype=np.float64)
-        phrases = self._pool[str(rng.choice(others, p=shares / shares.sum()))]
-        return spoken(rng, phrases[int(rng.integers(len(phrases)))], ())
+        held = self._pool[str(rng.choice(others, p=shares / shares.sum()))]
+        prompt = without_boxes(held[int(rng.integers(len(held)))])
+        return bare(rng, prompt) if rng.random() < 0.5 else prompt
+
+
+def without_boxes(prompt: Prompt) -> Prompt:
+    """The prompt, asked of a picture that shows nothing of it."""
+    return replace(prompt, answers=tuple(a if a.boxes is None else replace(a, boxes=()) for a in prompt.answers))
+
+
+def blank(rng: np.random.Generator, example: Example) -> Example:
+    """The example with a picture on which nothing can be seen: one grey, or slow clouds. No phrase has a box there."""
+    size = example.image.shape[0]
+    picture = np.full((size, size), rng.uniform(0, 1), dtype=np.float32)
+    if rng.random() < 0.5:
+        picture = vary_film(rng, vary_exposure(rng, picture, 1.0))
+    return Example(picture, tuple(without_boxes(prompt) for prompt in example.prompts))
 
 
 SHADOWS = {"opacity", "edema", "nodule", "effusion", "calcification", "fibrosis"}

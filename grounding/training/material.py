@@ -28,6 +28,7 @@ from grounding.training.examples import (
     RealImage,
     RealRow,
     anatomy_prompts,
+    blank,
     inserted_example,
     licensed_patients,
     make_example,
@@ -112,6 +113,7 @@ class Stream(IterableDataset[TrainingBatch]):
             for index in rng.choice(len(self.real), sizes.inserted, p=share):
                 painted = inserted_example(rng, self.real[index], sizes.prompts, self.canvas)
                 examples += [] if painted is None else [painted]
+        examples = [blank(rng, e) if rng.random() < self.recipe.blank_share else e for e in examples]
         for _ in range(sizes.lessons):
             number = int(rng.integers(len(examples)))
             taught = (*examples[number].prompts, self.lessons.draw(rng))

@@ -120,6 +120,7 @@ class Recipe(Section):
     batch: BatchSizes
     fresh_share: float = Field(default=0.4, gt=0, le=1)
     absent_share: float = Field(default=0.3, ge=0, le=1)
+    blank_share: float = Field(default=0.02, ge=0, le=1)
     anatomy_share: float = Field(default=0.35, ge=0, le=1)
     keep: int = Field(default=20_000, ge=1)
     processes: int = Field(default=1, ge=1)
