@@ -140,7 +140,7 @@ class BoxDecoder(nn.Module):
 
     def _tokens(self, query: Tensor, sparse: Tensor | None) -> Tensor:
         """Mask token, box queries (slot by slot, hypothesis after hypothesis), the phrase's query, prompts."""
-        learned = self.learned_tokens
+        learned: Tensor = self.learned_tokens
         if self.hypothesis_tokens is not None:
             learned = torch.cat([learned, self.hypothesis_tokens])
         parts = [learned + query.unsqueeze(1), query.unsqueeze(1)] + ([sparse] if sparse is not None else [])

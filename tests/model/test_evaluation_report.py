@@ -135,7 +135,7 @@ def test_page_shows_reference_and_predicted_boxes_in_their_colours(report: tuple
 
 
 def test_pictures_of_nothing_are_drawn_too(tmp_path: Path) -> None:
-    nothing = {"bins": [], "risk_coverage": [], "error_by_quartile": [], "ece": None, "aurc": None, "n": 0}
+    nothing: dict[str, object] = {"bins": [], "risk_coverage": [], "error_by_quartile": [], "ece": None, "aurc": None, "n": 0}
     draw_reliability(nothing, tmp_path / "reliability.png")
     draw_risk_coverage(nothing, tmp_path / "risk_coverage.png")
     draw_cases({}, tmp_path / "cases.png")
@@ -171,11 +171,8 @@ def test_what_a_report_says_twice_is_shown_once_and_what_is_absent_not_at_all() 
 
 
 def test_large_pictures_are_reduced_for_the_page() -> None:
-    class Large(PhantomCases):
-        def __getitem__(self, index: object) -> object:
-            return dataclasses.replace(super().__getitem__(index), load=lambda: np.zeros((3000, 1500), np.float32))
-
-    (exhibit,) = load_exhibits({"best": [make_prediction()]}, Large([0], 32))["best"]
+    large = [dataclasses.replace(PhantomCases([0], 32)[0], load=lambda: np.zeros((3000, 1500), np.float32))]
+    (exhibit,) = load_exhibits({"best": [make_prediction()]}, large)["best"]
     assert exhibit.image.shape == (LARGEST, LARGEST // 2)
 
 
