@@ -135,7 +135,14 @@ def test_page_shows_reference_and_predicted_boxes_in_their_colours(report: tuple
 
 
 def test_pictures_of_nothing_are_drawn_too(tmp_path: Path) -> None:
-    nothing: dict[str, object] = {"bins": [], "risk_coverage": [], "error_by_quartile": [], "ece": None, "aurc": None, "n": 0}
+    nothing: dict[str, object] = {
+        "bins": [],
+        "risk_coverage": [],
+        "error_by_quartile": [],
+        "ece": None,
+        "aurc": None,
+        "n": 0,
+    }
     draw_reliability(nothing, tmp_path / "reliability.png")
     draw_risk_coverage(nothing, tmp_path / "risk_coverage.png")
     draw_cases({}, tmp_path / "cases.png")
