@@ -12,6 +12,7 @@ from grounding.network.boxes import soft_indicator
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import KnowMVG
 from grounding.network.prompter import KnowledgePrompter, content_orders
+from grounding.predictor import uncertainty
 from grounding.training.losses import losses
 from grounding.training.recipe import LossWeights
 from tests.model.networks import copy_weights, make_batch, make_network, stir
@@ -143,3 +144,14 @@ def test_a_second_pass_looks_less_outside_the_coarse_box() -> None:
         inside = soft_indicator(boxes.coarse, boxes.attention.shape[-1], 0.02, 1.25)
         found.append((boxes.attention * inside).sum((2, 3)).mean())
     assert found[0] > found[1] + 0.1
+
+
+def test_the_doubt_of_a_finding_is_the_spread_of_its_hypotheses() -> None:
+    network = make_network(decoder={"hypotheses": 3, "uncertainty": False})
+    stir(network)
+    with torch.inference_mode():
+        boxes = boxes_of(network)
+    assert boxes.variance is not None and boxes.quality_logits is None
+    best = int(boxes.presence_logits[0].argmax())
+    assert uncertainty(boxes, 0) == pytest.approx(float(boxes.variance[0, best]) ** 0.5)
+    assert uncertainty(boxes_of(make_network(decoder={"uncertainty": False})), 0) is None
