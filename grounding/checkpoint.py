@@ -30,6 +30,8 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 FILES = (CONFIG, WEIGHTS, *TOKENIZER)
 PATIENTS = "training_patients.txt"
 """Beside the model, no part of it: the patients of its training and validation, one per line, as the sets name them."""
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+"""Endings of files that hold weights as a pickle."""
 REMEDY = "restore the folder, train a model with `knowmvg train`, or set model.path to `default`"
 
 
@@ -52,7 +54,8 @@ def save_checkpoint(folder: Path, network: KnowMVG, tokens: GroundingTokenizer, 
     save_file(weights, partial)
     partial.chmod(0o644)  # the library keeps its files to their owner
     partial.replace(folder / WEIGHTS)
-    config = with_digests(network.config).model_copy(update={"knowledge_sha256": bank.sha256})
+    digests = {"knowledge_sha256": bank.sha256, "weights_sha256": _sha256(folder / WEIGHTS)}
+    config = with_digests(network.config).model_copy(update=digests)
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
@@ -81,10 +84,12 @@ def load_predictor(path: Path | str, device: str = "auto") -> Predictor:
     folder = find_folder(path)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder / missing[0]} is missing; {REMEDY}")
+        raise ModelError(f"{folder / missing[0]} is missing{_pickles(folder)}; {REMEDY}")
     config, bank = read_config(folder), load_bank()
     if config.knowledge_sha256 != bank.sha256:
         raise ModelError(f"{folder / CONFIG} was trained with another knowledge bank than this package has; {REMEDY}")
+    if config.weights_sha256 and config.weights_sha256 != _sha256(folder / WEIGHTS):
+        raise ModelError(f"{folder / WEIGHTS} is damaged or not the file that {CONFIG} was saved with; {REMEDY}")
     with_digests(config)
     tokens = _read_tokens(folder)
     network = _read_network(folder, config, bank, tokens).to(choose_device(device))
@@ -103,8 +108,19 @@ def digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the model's files."""
     whole = hashlib.sha256()
     for name in FILES:
-        whole.update(f"{name}:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
+        whole.update(f"{name}:{_sha256(folder / name)}\n".encode())
     return whole.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _pickles(folder: Path) -> str:
+    """What to say of weights that are there as a pickle, which is a program and could do anything when it is read."""
+    found = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
+    return f" ({found[0]} may be a pickle, which is never read: convert it to safetensors)" if found else ""
 
 
 def choose_device(device: str) -> torch.device:

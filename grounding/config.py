@@ -168,6 +168,8 @@ class KnowMVGConfig(Section):
     decoder: DecoderSettings = DecoderSettings()
     decision: DecisionSettings = DecisionSettings()
     knowledge_sha256: str = ""
+    weights_sha256: str = ""
+    """Of the file that was saved beside this configuration; empty where that was not noted."""
 
     @field_validator("vision")
     @classmethod

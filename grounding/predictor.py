@@ -1,7 +1,7 @@
 """The callable product: images and a report in, findings with boxes out. The only reader of its inputs is the network.
 
-The report's sentences are read in one batch, all phrases of an image are decoded in one batch, and an image is
-encoded once. No reference box or phrase can reach `ground`.
+The report's sentences are read in one batch (a very long report in several), all phrases of an image are decoded in
+one batch, and an image is encoded once. No reference box or phrase can reach `ground`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
+
+READ_AT_ONCE = 64
+"""Sentences that are read in one batch, so that memory does not grow with the report, and time grows as it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,21 +125,32 @@ class Predictor:
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
     ) -> tuple[list[list[Emission]], PhraseStates, int]:
         """What the model reads in the texts, settled, the states of those phrases, and how many it made up."""
-        language = self._network.language
-        copied, states = language.generate(features.tokens, [tokens for _, tokens in texts], self._processor.tokens)
-        held = [[emission for emission in found if emission.is_supported] for found in copied]
-        made_up = sum(map(len, copied)) - sum(map(len, held))
-        settled = [settle(text, found, self._bank) for (text, _), found in zip(texts, held, strict=True)]
-        return settled, states if settled == copied else self._forced(features, texts, settled), made_up
+        answers: list[list[Emission]] = []
+        states: list[PhraseStates] = []
+        made_up = 0
+        for first in range(0, len(texts), READ_AT_ONCE):
+            part = texts[first : first + READ_AT_ONCE]
+            copied, seen = self._network.language.generate(
+                features.tokens, [tokens for _, tokens in part], self._processor.tokens
+            )
+            held = [[emission for emission in found if emission.is_supported] for found in copied]
+            made_up += sum(map(len, copied)) - sum(map(len, held))
+            settled = [settle(text, found, self._bank) for (text, _), found in zip(part, held, strict=True)]
+            answers += settled
+            states.append(seen if settled == copied else self._forced(features, part, settled))
+        return answers, joined(states), made_up
 
     def _forced(
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
     ) -> PhraseStates:
         """States of phrases that are already decided, on another image or without a report."""
         given = [(text, tokens, found) for (text, tokens), found in zip(texts, answers, strict=True)]
-        batch = to_device(self._processor.forced_batch(given), self.device)
-        states = self._network.language(features.tokens[batch.image_of_text], batch.token_ids, batch.mask)
-        return self._network.phrase_states(states, batch)
+        states: list[PhraseStates] = []
+        for first in range(0, len(given), READ_AT_ONCE):
+            batch = to_device(self._processor.forced_batch(given[first : first + READ_AT_ONCE]), self.device)
+            read = self._network.language(features.tokens[batch.image_of_text], batch.token_ids, batch.mask)
+            states.append(self._network.phrase_states(read, batch))
+        return joined(states)
 
     def _findings(
         self, number: int, image: Image, features: SeenImages, states: PhraseStates, phrases: Sequence[ReadPhrase],
@@ -234,6 +248,11 @@ def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:
     if boxes.quality_logits is not None:
         return 1.0 - float(boxes.quality_logits[row, best].float().sigmoid())
     return None if boxes.variance is None else min(1.0, float(boxes.variance[row, best]) ** 0.5)
+
+
+def joined(states: Sequence[PhraseStates]) -> PhraseStates:
+    """The states of several batches, in order."""
+    return PhraseStates(torch.cat([part.box for part in states]), torch.cat([part.phrase for part in states]))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

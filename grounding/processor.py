@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,12 @@ from grounding.network.model import TextBatch
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Image, ScoredBox, Span
 
+LARGEST = 1 << 25
+"""Pixels of an image that is resampled at once; a larger one is averaged in whole blocks first."""
+
+STRIP = 1 << 23
+"""Pixels that are read at once from a very large image."""
+
 
 class Processor:
     """Everything between the world's values and the network's tensors, for one configuration."""
@@ -33,7 +40,7 @@ class Processor:
 
     def pixels(self, image: Image) -> Tensor:
         """float32[1, 1, S, S] in [0, 1], contrast stretched."""
-        drawn = self.frame(image).draw(np.nan_to_num(np.asarray(image, np.float32)))
+        drawn = self.frame(image).draw(shrink(image, self.config.frame.canvas))
         return torch.from_numpy(stretch_contrast(drawn))[None, None]
 
     def encode(self, text: str) -> TextTokens:
@@ -100,6 +107,38 @@ class Processor:
         """The same, without the calibration."""
         decision = self.config.decision.model_copy(update={"calibration": ()})
         return Processor(self.config.model_copy(update={"decision": decision}), self.tokens, self.bank)
+
+
+def shrink(image: Image, canvas: int) -> Image:
+    """A copy float32[H, W] without NaN and infinities, of about `LARGEST` pixels at most; no side falls below `canvas`.
+
+    Very large images are averaged in blocks, strip by strip, so that a picture of 400 million pixels takes seconds and
+    little memory beyond itself. Up to one block at the right and bottom edges is left out.
+    """
+    height, width = image.shape
+    down = min(math.ceil(math.sqrt(height * width / LARGEST)), max(1, height // canvas))
+    across = min(math.ceil(height * width / LARGEST / down), max(1, width // canvas))
+    down = min(math.ceil(height * width / LARGEST / across), max(1, height // canvas))
+    if down * across <= 1:
+        return _finite(image)
+    rows, columns = height // down, width // across
+    means = np.empty((rows, columns), np.float32)
+    step = max(1, STRIP // (down * width))
+    for first in range(0, rows, step):
+        last = min(rows, first + step)
+        strip = _finite(image[first * down : last * down, : columns * across])
+        total = means[first:last]
+        total[:] = 0.0
+        for y in range(down):
+            for x in range(across):
+                total += strip[y::down, x::across]
+        total /= down * across
+    return means
+
+
+def _finite(image: Image) -> Image:
+    finite: Image = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    return finite
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
