@@ -21,7 +21,11 @@ class ImageFeatures:
 
 
 class VisionBackbone(nn.Module):
-    """Pixels float32[B, 1, S, S] in [0, 1] to two fused grids of the decoder's width (strides 8 and 16 by default)."""
+    """Pixels float32[B, 1, S, S] in [0, 1] to two fused grids of the decoder's width (strides 8 and 16 by default).
+
+    Of three maps the first two become the grids. A fourth, of twice the resolution, is folded into the fine grid (each
+    cell takes its four pixels as channels): thin lines are seen there at little cost.
+    """
 
     borrowed: frozenset[str] = frozenset()
     """Names of weights that belong to a pretrained folder and are not kept with the model: none."""
@@ -33,7 +37,9 @@ class VisionBackbone(nn.Module):
         backbones: Any = AutoBackbone
         self.tower = backbones.from_config(vision)
         width = config.decoder.width
-        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in self.tower.channels)
+        *finer, first, second, third = self.tower.channels
+        self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in (first, second, third))
+        self.detail = nn.Conv2d(4 * finer[0], width, 1) if finer else None
         self.smooth_fine = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
         self.smooth_coarse = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
         self.norm = nn.GroupNorm(1, width)
@@ -49,11 +55,13 @@ class VisionBackbone(nn.Module):
         """A small tower keeps its activations: there is nothing to save."""
 
     def forward(self, pixels: Tensor) -> ImageFeatures:
-        """Top-down fusion: the last map is the widest view, the first two are the grids that come out."""
+        """Top-down fusion: the last map is the widest view, the two before it are the grids that come out."""
         channels = int(self.tower.config.num_channels)
         images = ((pixels - 0.5) / 0.25).expand(-1, channels, -1, -1)
         maps = self.tower(images.contiguous(memory_format=torch.channels_last)).feature_maps
-        fused = [lateral(feature) for lateral, feature in zip(self.laterals, maps, strict=True)]
+        fused = [lateral(feature) for lateral, feature in zip(self.laterals, maps[-3:], strict=True)]
+        if self.detail is not None:
+            fused[0] = fused[0] + self.detail(nn.functional.pixel_unshuffle(maps[0], 2))
         for index in range(len(fused) - 2, -1, -1):
             above = nn.functional.interpolate(fused[index + 1], size=fused[index].shape[-2:], mode="nearest")
             fused[index] = fused[index] + above

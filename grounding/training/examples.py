@@ -7,7 +7,7 @@ sentence). Only rows whose licence is stated are used; a patient with one unlice
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
-from grounding.knowledge import KnowledgeBank
 from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
@@ -120,42 +119,6 @@ def bare(rng: np.random.Generator, prompt: Prompt) -> Prompt:
     return Prompt(text, (replace(answer, start=0, end=len(text)),))
 
 
-class AbsentPhrases:
-    """Phrases of earlier studies, to be asked of pictures that show nothing of the kind.
-
-    A kind is asked for as often as it is shown: were rare kinds asked for more, the network would learn that they are
-    seldom there. They are asked for in the very sentences that spoke of them, or bare, as present ones are: the form
-    must not betray the truth.
-    """
-
-    def __init__(self, bank: KnowledgeBank, keep: int = 400) -> None:
-        self.bank, self.keep = bank, keep
-        self._pool: dict[str, list[Prompt]] = defaultdict(list)
-        self._shown: Counter[str] = Counter()
-
-    def kind(self, phrase: str) -> str | None:
-        """What a phrase looks like on a radiograph, coarsely; None when its entity is not known."""
-        entity = self.bank.read_phrase(phrase).entity
-        return None if entity is None else ("shadow" if entity.family in SHADOWS else entity.family)
-
-    def draw(self, rng: np.random.Generator, prompts: Sequence[Prompt]) -> Prompt | None:
-        """A prompt of an earlier study that is true of none of `prompts`; remembers these."""
-        asserted = [[p.text[a.start : a.end] for a in p.answers if not a.negated] for p in prompts]
-        kinds = [[self.kind(phrase) for phrase in phrases] for phrases in asserted]
-        shown = {kind for found in kinds for kind in found}
-        self._shown.update({kind for kind in shown if kind})
-        for prompt, found in zip(prompts, kinds, strict=True):
-            if len(found) == 1 and found[0] is not None and len(self._pool[found[0]]) < self.keep:
-                self._pool[found[0]].append(prompt)
-        others = sorted(kind for kind, held in self._pool.items() if held and kind not in shown)
-        if None in shown or not others:
-            return None
-        shares = np.array([self._shown[kind] for kind in others], dtype=np.float64)
-        held = self._pool[str(rng.choice(others, p=shares / shares.sum()))]
-        prompt = without_boxes(held[int(rng.integers(len(held)))])
-        return bare(rng, prompt) if rng.random() < 0.5 else prompt
-
-
 def without_boxes(prompt: Prompt) -> Prompt:
     """The prompt, asked of a picture that shows nothing of it."""
     return replace(prompt, answers=tuple(a if a.boxes is None else replace(a, boxes=()) for a in prompt.answers))
@@ -168,10 +131,6 @@ def blank(rng: np.random.Generator, example: Example) -> Example:
     if rng.random() < 0.5:
         picture = vary_film(rng, vary_exposure(rng, picture, 1.0))
     return Example(picture, tuple(without_boxes(prompt) for prompt in example.prompts))
-
-
-SHADOWS = {"opacity", "edema", "nodule", "effusion", "calcification", "fibrosis"}
-"""Families that can be taken for one another."""
 
 
 def make_example(

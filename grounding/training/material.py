@@ -19,10 +19,10 @@ from grounding.geometry import resize, stretch_contrast
 from grounding.phantoms.study import EMPHASIZED, make_study
 from grounding.sets.manifest import DicomReader, ManifestError, ManifestRow, load_image, read_manifest, read_size
 from grounding.sets.splits import Part, read_part
+from grounding.training.absence import AbsentPhrases
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.examples import (
     PHANTOM_MOVES,
-    AbsentPhrases,
     Example,
     Prompt,
     RealImage,
@@ -83,7 +83,7 @@ class Stream(IterableDataset[TrainingBatch]):
         super().__init__()
         self.canvas = recipe.model.frame.canvas
         self.recipe, self.batcher, self.real, self.seed = recipe, batcher, real, seed
-        self.absent = AbsentPhrases(batcher.bank)
+        self.absent = AbsentPhrases(batcher.bank, recipe.absent_share)
         self.lessons = ReadingLessons(batcher.bank)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
@@ -100,9 +100,9 @@ class Stream(IterableDataset[TrainingBatch]):
         for _ in range(sizes.phantoms + (0 if self.real else sizes.real)):
             image, prompts, anatomy = phantoms.draw(rng)
             picked = pick_prompts(rng, prompts, sizes.prompts)
-            absent = self.absent.draw(rng, prompts)
-            if absent is not None and rng.random() < self.recipe.absent_share:
-                picked[-1:] = [absent]
+            absent = self.absent.draw(rng, prompts, picked)
+            if absent is not None:
+                picked[sizes.prompts - 1 :] = [absent]
             if rng.random() < self.recipe.anatomy_share:
                 picked.append(anatomy[int(rng.integers(len(anatomy)))])
             examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))

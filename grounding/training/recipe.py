@@ -98,7 +98,9 @@ class Recipe(Section):
     with `gradient_checkpointing` they compute twice and keep less. `loaders` are processes that make the material.
 
     `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
-    `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
+    `absent_share` is that of the phrases asked of generated studies, of each finding, that are not in the picture;
+    `blank_share` that of the pictures that show nothing, `anatomy_share` that of generated studies that are also asked
+    for a structure of the patient. `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
     """
 
     model: KnowMVGConfig
@@ -119,7 +121,7 @@ class Recipe(Section):
     tensorboard: bool = True
     batch: BatchSizes
     fresh_share: float = Field(default=0.4, gt=0, le=1)
-    absent_share: float = Field(default=0.3, ge=0, le=1)
+    absent_share: float = Field(default=0.2, ge=0, lt=1)
     blank_share: float = Field(default=0.02, ge=0, le=1)
     anatomy_share: float = Field(default=0.35, ge=0, le=1)
     keep: int = Field(default=20_000, ge=1)

@@ -155,3 +155,14 @@ def test_the_doubt_of_a_finding_is_the_spread_of_its_hypotheses() -> None:
     best = int(boxes.presence_logits[0].argmax())
     assert uncertainty(boxes, 0) == pytest.approx(float(boxes.variance[0, best]) ** 0.5)
     assert uncertainty(boxes_of(make_network(decoder={"uncertainty": False})), 0) is None
+
+
+def test_a_fourth_map_is_folded_into_the_fine_grid() -> None:
+    """Thin lines: a finer map adds what it sees and changes no size."""
+    maps = ["stage1", "stage2", "stage3", "stage4"]
+    plain, finer = make_network(), make_network(vision={"out_features": maps})
+    coarse, fine = (network.encode_images(make_batch().pixels) for network in (plain, finer))
+    assert coarse.fine.shape == fine.fine.shape and coarse.coarse.shape == fine.coarse.shape
+    detail = finer.backbone.detail
+    fine.fine.sum().backward()
+    assert detail is not None and detail.weight.grad is not None and bool(detail.weight.grad.abs().sum() > 0)

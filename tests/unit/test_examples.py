@@ -11,7 +11,6 @@ import pytest
 from grounding.knowledge import load_bank
 from grounding.phantoms.study import make_study
 from grounding.training.examples import (
-    AbsentPhrases,
     Answer,
     Prompt,
     RealImage,
@@ -122,21 +121,6 @@ def test_the_heart_is_never_mirrored() -> None:
     for seed in range(20):
         (prompt,) = real_example(np.random.default_rng(seed), real, 1, 64).prompts
         assert prompt.answers[0].boxes is not None and prompt.answers[0].boxes[0][0] > 0.5
-
-
-def test_an_absent_phrase_is_of_another_kind_than_what_is_shown() -> None:
-    absent, rng = AbsentPhrases(load_bank()), np.random.default_rng(0)
-
-    def shows(phrase: str) -> Prompt:
-        return Prompt(phrase, (Answer(0, len(phrase), False, ((0.5, 0.5, 0.1, 0.1),)),))
-
-    assert absent.draw(rng, [shows("left pneumothorax")]) is None
-    drawn = absent.draw(rng, [shows("consolidation")])
-    assert drawn is not None and "left pneumothorax" in drawn.text and drawn.answers[0].boxes == ()
-    for _ in range(20):
-        other = absent.draw(rng, [shows("right pleural effusion")])  # may look like a consolidation
-        assert other is None or "left pneumothorax" in other.text
-    assert absent.draw(rng, [shows("purple monkey")]) is None
 
 
 def test_reading_lessons_mark_names_of_the_bank() -> None:
