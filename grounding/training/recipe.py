@@ -100,7 +100,8 @@ class Recipe(Section):
     `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
     `absent_share` is that of the phrases asked of generated studies, of each finding, that are not in the picture;
     `blank_share` that of the pictures that show nothing, `anatomy_share` that of generated studies that are also asked
-    for a structure of the patient. `start` is a model folder whose weights and tokens the run begins with; parts that it has not begin at random.
+    for a structure of the patient. `start` is a model folder whose weights and tokens the run begins with; parts that
+    it has not begin at random.
     """
 
     model: KnowMVGConfig

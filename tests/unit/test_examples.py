@@ -11,8 +11,6 @@ import pytest
 from grounding.knowledge import load_bank
 from grounding.phantoms.study import make_study
 from grounding.training.examples import (
-    Answer,
-    Prompt,
     RealImage,
     RealRow,
     is_stated,
