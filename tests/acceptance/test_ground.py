@@ -34,7 +34,7 @@ def run_ground(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def check_document(document: dict[str, Any], text: str | None) -> None:
     """Check what the contract promises of any findings.json."""
-    assert set(document) == {"model", "study_instance_uid", "images", "findings"}
+    assert set(document) == {"model", "study_instance_uid", "images", "findings", "dropped_phrases"}
     assert len(document["model"]["sha256"]) == 64
     for finding in document["findings"]:
         assert set(finding) == CONTRACT_KEYS
