@@ -33,6 +33,7 @@ _PLACE = (
     r"(?:lungs?|lobes?|zones?|midzones?|bases?|apex|apices|hemithora(?:x|ces)|fields?|sides?|angles?|hilum|hila|"
     r"regions?|lingula|fissures?|bilaterally|(?:left|right)(?=\s*(?:[.,;:)]|$)))"
 )
+_SIZE = re.compile(r"\s+measuring\s+(?:up to\s+|about\s+)?\d+(?:[.,]\d+)?\s*[cm]m\b", re.I)
 _TAIL = re.compile(
     r"(?:\s+(?:in|at|of|within|along|on|over|overlying|involving|throughout)(?:\s+(?:the|both|each|either))*)?"
     rf"(?:[\s-]+{_PART}(?:\s+and\s+(?:the\s+)?{_PART})*)*\s+{_PLACE}\b",
@@ -112,7 +113,9 @@ def mend(text: str, emission: Emission, bank: KnowledgeBank, limit: int) -> Emis
 
 
 def _end_of_place(text: str, start: int, end: int, limit: int) -> int:
-    """Where a phrase ends with the place that follows it, if that ends before `limit`."""
+    """Where a phrase ends with the size and the place that follow it, if that is before `limit`."""
+    size = _SIZE.match(text, end)
+    end = size.end() if size and size.end() <= limit else end
     tail = (_REST_OF_PLACE if _CUT_PLACE.search(text, start, end) else _TAIL).match(text, end)
     return tail.end() if tail and tail.end() <= limit else end
 
