@@ -142,11 +142,13 @@ class DecisionSettings(Section):
 
     `calibration` turns a box's presence and expected IoU into the reported score, the probability that the box is
     right: (constant, slope of the presence's log-odds, slope of the expected IoU's), as `grounding.training.calibrate`
-    fits them. Empty: the score is the presence.
+    fits them. Empty: the score is the presence. `assume_shown` gives the surest box where none passes `presence`: for
+    measuring alone, on phrases that are known to be in the picture.
     """
 
     presence: float = Field(default=0.5, ge=0, le=1)
     duplicate_iou: float = Field(default=0.6, ge=0, le=1)
+    assume_shown: bool = False
     calibration: tuple[()] | tuple[FiniteFloat, Slope, Slope] = ()
 
 

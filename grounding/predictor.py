@@ -114,8 +114,18 @@ class Predictor:
 
     def uncalibrated(self) -> Predictor:
         """The same model, whose scores are the plain presence probabilities that a calibration is fitted on."""
+        return self._deciding(calibration=())
+
+    def assuming_shown(self) -> Predictor:
+        """The same model, told that every phrase it is given is in the picture: it always gives its surest box.
+
+        For measuring beside regressors, which cannot say that they found nothing.
+        """
+        return self._deciding(assume_shown=True)
+
+    def _deciding(self, **changes: object) -> Predictor:
         twin = copy(self)
-        twin._processor = self._processor.uncalibrated()
+        twin._processor = self._processor.deciding(**changes)
         return twin
 
     def _encode(self, image: Image) -> SeenImages:

@@ -81,14 +81,15 @@ class Processor:
     def scored_boxes(self, boxes: DecodedBoxes, index: int, frame: Frame) -> tuple[ScoredBox, ...]:
         """Boxes of phrase `index` whose presence passes the threshold, best first, near duplicates left out.
 
-        The score is the presence or, where the model has a calibration, the probability that the box is right.
+        Where the phrase is known to be shown (`assume_shown`), the surest box is given if none passes. The score is the
+        presence or, where the model has a calibration, the probability that the box is right.
         """
         presence = boxes.presence_logits[index].float().sigmoid().tolist()
         scores = self._scores(boxes, index, presence)
         decision = self.config.decision
         kept: list[ScoredBox] = []
         for slot in sorted(range(len(presence)), key=lambda i: -presence[i]):
-            if presence[slot] < decision.presence:
+            if presence[slot] < decision.presence and (kept or not decision.assume_shown):
                 break
             box = frame.to_image(boxes.refined[index, slot].tolist())
             if box.area > 0 and all(iou(box, other.box) < decision.duplicate_iou for other in kept):
@@ -103,9 +104,9 @@ class Processor:
         quality = None if logits is None else logits[index].float().sigmoid().tolist()
         return [float(score) for score in calibrated(presence, quality, numbers)]
 
-    def uncalibrated(self) -> Processor:
-        """The same, without the calibration."""
-        decision = self.config.decision.model_copy(update={"calibration": ()})
+    def deciding(self, **changes: object) -> Processor:
+        """The same, with other settings of `decision`."""
+        decision = self.config.decision.model_copy(update=changes)
         return Processor(self.config.model_copy(update={"decision": decision}), self.tokens, self.bank)
 
 

@@ -51,8 +51,18 @@ def test_a_calibration_changes_scores_and_order_but_not_what_is_found() -> None:
     expected = calibrated([0.6, 0.9], [0.9, 0.1], NUMBERS)
     assert [s.score for s in found] == pytest.approx(list(expected))
     assert [round(s.box.x1) for s in found] == [0, 20]  # the likelier one first
-    plain = processor(NUMBERS).uncalibrated().scored_boxes(boxes, 0, FRAME)
+    plain = processor(NUMBERS).deciding(calibration=()).scored_boxes(boxes, 0, FRAME)
     assert [round(s.score, 4) for s in plain] == [0.9, 0.6]
+
+
+def test_a_phrase_that_is_known_to_be_shown_always_has_its_surest_box() -> None:
+    boxes = decoded([0.2, 0.4, 0.3], [0.9, 0.1, 0.9])
+    assert processor().scored_boxes(boxes, 0, FRAME) == ()
+    (found,) = processor().deciding(assume_shown=True).scored_boxes(boxes, 0, FRAME)
+    assert found.score == pytest.approx(0.4)
+    passing = decoded([0.6, 0.9, 0.4], [0.9, 0.1, 0.9])
+    told = processor().deciding(assume_shown=True).scored_boxes(passing, 0, FRAME)
+    assert told == processor().scored_boxes(passing, 0, FRAME)
 
 
 def test_a_calibration_never_moves_the_threshold() -> None:

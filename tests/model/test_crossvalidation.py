@@ -79,7 +79,8 @@ def test_the_table_has_the_controls_beside_the_model_and_a_done_fold_is_not_done
     lines = table(pooled(recipe)).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| set", "| set, report phrases"]
     scored = pooled(recipe)["set, report phrases"]
-    assert set(scored) == {"phrase", "free", "prior", "blind"}
+    assert set(scored) == {"phrase", "shown", "free", "prior", "blind"}
+    assert all(score.has_box for score in scored["shown"])
     assert len(scored["free"]) == len(scored["phrase"])
 
 
