@@ -125,7 +125,7 @@ def test_reading_lessons_mark_names_of_the_bank() -> None:
     bank, rng = load_bank(), np.random.default_rng(0)
     lessons = ReadingLessons(bank)
     asserted = denied = quiet = 0
-    for _ in range(200):
+    for _ in range(400):
         prompt = lessons.draw(rng)
         ends = [0, *(a.end for a in prompt.answers)]
         assert all(a.start >= end for a, end in zip(prompt.answers, ends, strict=False))
