@@ -5,6 +5,7 @@ Migrations are Alembic's, in the folder `migrations` beside the packages; only `
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ def make_config(connection: Connection) -> Config:
     """Return Alembic's configuration for an open connection."""
     from alembic.config import Config
 
-    config = Config()
+    # Left to itself Alembic writes to the standard output of the moment it was imported, which may be closed by now.
+    config = Config(stdout=sys.stdout)
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
