@@ -38,6 +38,16 @@ LEVEL_WORDS: dict[str, Level] = {
     "basal": "lower", "basilar": "lower", "bibasilar": "lower", "bibasal": "lower", "costophrenic": "lower",
     "retrocardiac": "lower",
 }  # fmt: skip
+UNPAIRED = frozenset(
+    {"heart", "mediastinum", "aorta", "hernia", "endotracheal", "venous", "gastric", "pacemaker", "wires", "diaphragm"}
+)
+"""Families of what lies in the midline or on one side alone: in a mirror it is somewhere else than in any patient."""
+
+PAIRED_ANATOMY = "lung"
+"""The entity of the family anatomy that is on both sides."""
+
+_SIDE = re.compile(r"\b(?:left|right|lt|rt)\b", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +137,15 @@ class KnowledgeBank:
         name = max(specific or names, key=len, default=None)
         return PhraseReading(by_name[name] if name else None, read_side(text), read_level(text))
 
+    def has_mirror(self, phrase: str) -> bool:
+        """Whether a phrase says the same of a mirrored picture once left and right are swapped in it."""
+        reading = self.read_phrase(phrase)
+        entity = reading.entity
+        if entity is None or entity.family in UNPAIRED or (entity.family == "anatomy" and entity.id != PAIRED_ANATOMY):
+            return False
+        swapped = read_side(swap_sides(phrase))
+        return swapped == {"left": "right", "right": "left"}.get(reading.side or "", reading.side)
+
     def site(self, reading: PhraseReading) -> Site | None:
         """Coded place of a reading: the zone of the lung where the words name one, else the entity's usual site."""
         concept = reading.entity.site if reading.entity else None
@@ -186,6 +205,17 @@ def read_side(text: str) -> Laterality | None:
     if not sides:
         return None
     return next(iter(sides)) if len(sides) == 1 else "bilateral"
+
+
+def swap_sides(text: str) -> str:
+    """Left for right and right for left, whole words; upper and lower case stay as they are."""
+    return _SIDE.sub(lambda found: _in_case_of(found[0], _OTHER[found[0].lower()]), text)
+
+
+def _in_case_of(model: str, word: str) -> str:
+    if model.isupper():
+        return word.upper()
+    return word.capitalize() if model[0].isupper() else word
 
 
 def read_level(text: str) -> Level | None:

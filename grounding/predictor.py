@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from grounding.copying import Emission
-from grounding.knowledge import KnowledgeBank
+from grounding.knowledge import KnowledgeBank, swap_sides
 from grounding.negation import ReportGuard, is_negated
 from grounding.network.answering import PhraseStates
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import KnowMVG, SeenImages
+from grounding.network.views import average_views, draw_views
 from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
@@ -129,7 +130,9 @@ class Predictor:
         return twin
 
     def _encode(self, image: Image) -> SeenImages:
-        return self._network.encode_images(self._processor.pixels(image).to(self.device))
+        """Features of all views of an image; the first is the image as it is, which alone is read with the text."""
+        pixels = self._processor.pixels(image).to(self.device)
+        return self._network.encode_images(draw_views(pixels, self._processor.views))
 
     def _read(
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
@@ -141,7 +144,7 @@ class Predictor:
         for first in range(0, len(texts), READ_AT_ONCE):
             part = texts[first : first + READ_AT_ONCE]
             copied, seen = self._network.language.generate(
-                features.tokens, [tokens for _, tokens in part], self._processor.tokens
+                features.tokens[:1], [tokens for _, tokens in part], self._processor.tokens
             )
             held = [[emission for emission in found if emission.is_supported] for found in copied]
             made_up += sum(map(len, copied)) - sum(map(len, held))
@@ -192,8 +195,32 @@ class Predictor:
             return None
         index = torch.tensor(wanted, device=self.device)
         chosen = PhraseStates(states.box[index], states.phrase[index])
-        prior = self._processor.log_prior([phrase.phrase for phrase in phrases]).to(self.device)
-        return self._network.decode(features, torch.zeros_like(index), chosen, prior)[0]
+        words = [phrase.phrase for phrase in phrases]
+        views = self._processor.views
+        if len(views) == 1:
+            prior = self._processor.log_prior(words).to(self.device)
+            return self._network.decode(features, torch.zeros_like(index), chosen, prior)[0]
+        return self._decode_views(features, chosen, words)
+
+    def _decode_views(self, features: SeenImages, states: PhraseStates, words: Sequence[str]) -> DecodedBoxes:
+        """Boxes of phrases as the mean of all views; in a mirror each is read alone, with left for right."""
+        views = self._processor.views
+        swapped = [swap_sides(phrase) for phrase in words]
+        parts = [self._mirrored(features, i, swapped) if view.mirrored else states for i, view in enumerate(views)]
+        plain, other = self._processor.log_prior(words), self._processor.log_prior(swapped)
+        prior = torch.cat([other if view.mirrored else plain for view in views]).to(self.device)
+        index = torch.arange(len(views), device=self.device).repeat_interleave(len(words))
+        boxes = self._network.decode(features, index, joined(parts), prior)[0]
+        alike = torch.tensor([self._bank.has_mirror(phrase) for phrase in words])
+        seen = torch.stack([alike if view.mirrored else torch.ones_like(alike) for view in views])
+        return average_views(boxes, views, seen.to(self.device))
+
+    def _mirrored(self, features: SeenImages, view: int, phrases: Sequence[str]) -> PhraseStates:
+        texts = [(phrase, self._processor.encode(phrase)) for phrase in phrases]
+        one = SeenImages(
+            features.fine[view : view + 1], features.coarse[view : view + 1], features.tokens[view : view + 1]
+        )
+        return self._forced(one, texts, [[Emission(0, len(phrase), False)] for phrase in phrases])
 
     def _finding(self, read: ReadPhrase, number: int, boxes: tuple[ScoredBox, ...], doubt: float | None) -> Finding:
         reading = self._bank.read_phrase(read.phrase)

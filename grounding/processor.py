@@ -16,6 +16,7 @@ from grounding.geometry import Frame, iou, stretch_contrast
 from grounding.knowledge import KnowledgeBank
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import TextBatch
+from grounding.network.views import VIEWS, View
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Image, ScoredBox, Span
 
@@ -42,6 +43,11 @@ class Processor:
         """float32[1, 1, S, S] in [0, 1], contrast stretched."""
         drawn = self.frame(image).draw(shrink(image, self.config.frame.canvas))
         return torch.from_numpy(stretch_contrast(drawn))[None, None]
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """How each picture is looked at."""
+        return VIEWS[: self.config.decision.views]
 
     def encode(self, text: str) -> TextTokens:
         """Tokens of a text, cut at the longest prompt."""

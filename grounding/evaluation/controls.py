@@ -6,7 +6,6 @@ nothing here asks a predictor. What the answers mean is counted by `flip_figures
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,14 +15,12 @@ from grounding.evaluation.laterality import named_side, side_of
 from grounding.evaluation.metrics import region_iou, share
 from grounding.evaluation.records import Case, Midline, Prediction
 from grounding.geometry import resize
+from grounding.knowledge import swap_sides
 from grounding.types import Box, Image, ReportText, Span
 
 GREY = 0.5
 
 Change = Callable[[Sequence[Case], int, Image], tuple[Case, Image]]
-
-_SIDE = re.compile(r"\b(?:left|right|lt|rt)\b", re.IGNORECASE)
-_OTHER = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 
 
 def unchanged(cases: Sequence[Case], number: int, image: Image) -> tuple[Case, Image]:
@@ -71,17 +68,6 @@ CONTROLS: dict[str, Change] = {
     "mirrored": mirrored,
 }
 """The controls by their names in the figures. The table of medians, which sees nothing, is in `prior`."""
-
-
-def swap_sides(text: str) -> str:
-    """Left for right and right for left, whole words; upper and lower case stay as they are."""
-    return _SIDE.sub(lambda found: _in_case_of(found[0], _OTHER[found[0].lower()]), text)
-
-
-def _in_case_of(model: str, word: str) -> str:
-    if model.isupper():
-        return word.upper()
-    return word.capitalize() if model[0].isupper() else word
 
 
 def swap_case(case: Case) -> Case:

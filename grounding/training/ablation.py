@@ -37,6 +37,7 @@ from grounding.training.comparison import markdown
 from grounding.training.frozen import Deck, FrozenBatch, FrozenPicture, Trunk, freeze_all, gather
 from grounding.training.locks import locked
 from grounding.training.losses import Targets, losses
+from grounding.training.medians import boxes_of, score_medians
 from grounding.training.recipe import LossWeights, RecipeError
 from grounding.training.train import keep_freed_memory
 from grounding.training.trials import Material, real_tests, training_makers
@@ -49,10 +50,13 @@ MOST_TRUE_BOXES = 16
 
 
 class Row(Section):
-    """One row: what it changes in the trunk's configuration and in the losses."""
+    """One row: what it changes in the trunk's configuration and in the losses.
+
+    `network` `prior` is none: the median boxes of the same phrases, without any pixel.
+    """
 
     name: str
-    network: Literal["knowmvg", "transvg"] = "knowmvg"
+    network: Literal["knowmvg", "transvg", "prior"] = "knowmvg"
     changes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     losses: dict[str, Any] = Field(default_factory=dict)
 
@@ -242,14 +246,17 @@ def union_hull(targets: Targets) -> Targets:
 def run_one(plan: Plan, row: Row, place: int, trunk: KnowMVG, tokens: GroundingTokenizer, pool: Pool) -> dict[str, Any]:
     """Train one row with one seed and score it: what a run's file holds beside its fingerprint."""
     started = time.process_time()
-    network = make_network(row, trunk, tokens, plan.seeds[place])
     held_out = pool.folds[place] if pool.folds else set()
+    tests = {n: [p for p in pictures if not p.patient or p.patient in held_out] for n, pictures in pool.tests.items()}
+    if row.network == "prior":
+        seen = [*pool.phantoms, *(p for p in pool.real if p.patient not in held_out)]
+        sets = {name: score_medians(seen, pictures) for name, pictures in tests.items()}
+        return {"row": row.name, "seed": plan.seeds[place], "steps": 0, "seconds": 0.0, "parameters": 0, "losses": {},
+                "sets": sets}  # fmt: skip
+    network = make_network(row, trunk, tokens, plan.seeds[place])
     terms = train_head(network, plan, loss_weights(plan, row), plan.seeds[place], pool, held_out)
     trained = time.process_time()
-    sets = {
-        name: score(network, [p for p in pictures if not p.patient or p.patient in held_out])
-        for name, pictures in pool.tests.items()
-    }
+    sets = {name: score(network, pictures) for name, pictures in tests.items()}
     figures = {name: float(np.mean([s[2] for s in scores])) for name, scores in sets.items() if scores}
     log.info("%s, seed %d: %.0f s, mIoU %s", row.name, plan.seeds[place], trained - started,
              {name: round(value, 3) for name, value in figures.items()})  # fmt: skip
@@ -316,7 +323,7 @@ def score(network: nn.Module, pictures: Sequence[FrozenPicture]) -> list[tuple[s
             raise RuntimeError("a frozen batch without phrases cannot be scored")
         named = [(p.name, label) for p in chosen for label in p.labels]
         for index, (name, label) in enumerate(named):
-            truth = _corners(batch.targets.boxes[index][batch.targets.valid[index]])
+            truth = boxes_of(batch.targets.boxes[index][batch.targets.valid[index]])
             given, passed = _shown(boxes, index)
             found.append((name, label, round(region_iou(given, truth), 5), passed))
     return found
@@ -327,12 +334,7 @@ def _shown(boxes: DecodedBoxes, index: int) -> tuple[list[Box], bool]:
     best = torch.zeros_like(passed)
     best[boxes.presence_logits[index].argmax()] = True
     sure = bool(passed.any())
-    return _corners(boxes.refined[index][passed if sure else best]), sure
-
-
-def _corners(cxcywh: Tensor) -> list[Box]:
-    found = to_xyxy(cxcywh.float()).clamp(0, 1).tolist()
-    return [Box(x1, y1, max(x1, x2), max(y1, y2)) for x1, y1, x2, y2 in found]
+    return boxes_of(boxes.refined[index][passed if sure else best]), sure
 
 
 def run_path(plan: Plan, row: Row, place: int) -> Path:

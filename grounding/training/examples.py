@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
+from grounding.knowledge import swap_sides
 from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
@@ -199,12 +200,6 @@ def word_row(rng: np.random.Generator, row: RealRow, mirrored: bool) -> str:
     form = str(rng.choice(PLACES)) if rng.random() < 0.7 else PLACES[0]
     worded = form.format(what=core, place=f"{side} {place}") if match else core
     return swap_sides(worded) if mirrored else worded
-
-
-def swap_sides(text: str) -> str:
-    """Left for right and right for left, whole words."""
-    swapped = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return re.sub(r"\b(left|right|Left|Right)\b", lambda m: swapped[m.group()], text)
 
 
 def real_prompt(rng: np.random.Generator, row: RealRow, mirrored: bool) -> Prompt:

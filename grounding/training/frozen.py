@@ -50,7 +50,10 @@ Maker = Callable[[int], Picture | None]
 
 @dataclass(frozen=True, slots=True)
 class FrozenPicture:
-    """Place of a picture: its shard, its row there, its phrases [first, last), its name, patient and labels."""
+    """Place of a picture: its shard, its row there, its phrases [first, last), its name, patient and labels.
+
+    `asked` are the words of its phrases.
+    """
 
     shard: dict[str, Tensor]
     row: int
@@ -58,6 +61,12 @@ class FrozenPicture:
     name: str
     patient: str
     labels: tuple[str, ...]
+    asked: tuple[str, ...]
+
+    def truth(self, phrase: int) -> Tensor:
+        """float32[G, 4]: the true boxes of one phrase, cxcywh of the canvas."""
+        row = self.phrases.start + phrase
+        return self.shard["boxes"][row][self.shard["valid"][row]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +103,15 @@ class Trunk:
             found = self._one(picture.example)
             last = first + len(found["box"])
             rows.append({"name": picture.name, "patient": picture.patient, "labels": picture.labels,
-                         "phrases": [first, last]})  # fmt: skip
+                         "phrases": [first, last], "asked": self._asked(picture.example)})  # fmt: skip
             parts.append(found)
             first = last
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}, rows
+
+    def _asked(self, example: Example) -> list[str]:
+        """The words of the phrases, in the order of a batch."""
+        found = [(prompt.text, self.batcher.sequence(prompt).phrases) for prompt in example.prompts]
+        return [text[answer.start : answer.end] for text, phrases in found for _, _, answer in phrases]
 
     def _one(self, example: Example) -> dict[str, Tensor]:
         batch = self.batcher.collate([example])
@@ -150,7 +164,8 @@ def _read_shard(path: Path) -> Iterator[FrozenPicture]:
     for row, told in enumerate(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))):
         phrases = slice(*told["phrases"])
         if phrases.stop > phrases.start:
-            yield FrozenPicture(tensors, row, phrases, told["name"], told["patient"], tuple(told["labels"]))
+            names = tuple(told["labels"]), tuple(told["asked"])
+            yield FrozenPicture(tensors, row, phrases, told["name"], told["patient"], *names)
 
 
 def gather(pictures: Sequence[FrozenPicture], row_boxes: Tensor) -> FrozenBatch:

@@ -18,6 +18,7 @@ from grounding.knowledge import load_bank
 from grounding.training.ablation import ablate, answer, load_trunk, make_network, make_pool, read_plan, row_config
 from grounding.training.frozen import Deck, FrozenPicture, Picture, Trunk, freeze_all, gather
 from grounding.training.locks import locked
+from grounding.training.medians import score_medians
 from grounding.training.recipe import RecipeError
 from grounding.types import ModelError
 from tests.model.networks import OFF, make_batch, make_examples, tiny_image, tiny_tokens
@@ -91,6 +92,31 @@ def test_an_ablation_tests_every_patient_once_and_is_the_same_twice(
     assert "6 runs missing" in ablate(
         plan_at(tmp_path, trunk_folder, films, steps={"count": 3, "phantoms": 1, "real": 1}), train=False
     )
+
+
+def test_the_prior_row_is_the_median_of_the_boxes_that_others_train_on() -> None:
+    def picture(*phrases: tuple[str, list[list[float]]]) -> FrozenPicture:
+        boxes, valid = torch.zeros(len(phrases), 2, 4), torch.zeros(len(phrases), 2, dtype=torch.bool)
+        for row, (_, found) in enumerate(phrases):
+            boxes[row, : len(found)], valid[row, : len(found)] = torch.tensor(found).reshape(-1, 4), True
+        names = tuple(phrase for phrase, _ in phrases)
+        return FrozenPicture({"boxes": boxes, "valid": valid}, 0, slice(0, len(phrases)), "film", "p", names, names)
+
+    square, wide = [0.3, 0.6, 0.2, 0.2], [0.6, 0.6, 0.4, 0.2]
+    known = [picture(("right nodule", [square]), ("enlarged heart", [wide])), picture(("right nodule", [square]))]
+    half = [0.3, 0.55, 0.2, 0.1]
+    tests = [picture(("right nodule", [square])), picture(("enlarged heart", [wide]), ("right nodule", [half]))]
+    scores = score_medians([*known, picture(("left nodule", []))], tests)
+    assert [(label, round(iou, 3), has_box) for _, label, iou, has_box in scores] == [
+        ("right nodule", 1.0, True), ("enlarged heart", 1.0, True), ("right nodule", 0.5, True)
+    ]  # fmt: skip
+
+
+def test_the_prior_row_runs_beside_the_others(tmp_path: Path, trunk_folder: Path, films: Path) -> None:
+    plan = plan_at(tmp_path, trunk_folder, films, rows=[{"name": "Prior", "network": "prior"}], references=[])
+    assert "| Prior | 2 |" in ablate(plan)
+    runs = runs_in(tmp_path)
+    assert all(len(runs[f"prior.seed{seed}"]["sets"]["set"]) == 2 for seed in (5, 6))
 
 
 def test_a_run_that_another_process_has_in_hand_is_left_to_it(tmp_path: Path, trunk_folder: Path, films: Path) -> None:

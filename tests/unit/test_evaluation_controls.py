@@ -15,10 +15,10 @@ from grounding.evaluation.controls import (
     mirrored,
     other_picture,
     swap_case,
-    swap_sides,
     swapped_words,
 )
 from grounding.evaluation.records import Case, Midline, Reference
+from grounding.knowledge import swap_sides
 from grounding.phantoms.study import make_study
 from grounding.text import read_plain_report
 from grounding.types import Box, Image, Span

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grounding.knowledge import load_bank
+from grounding.knowledge import load_bank, swap_sides
 from grounding.phantoms.study import make_study
 from grounding.training.examples import (
     RealImage,
@@ -17,7 +17,6 @@ from grounding.training.examples import (
     licensed_patients,
     phantom_prompts,
     real_example,
-    swap_sides,
     word_row,
 )
 from grounding.training.lessons import ReadingLessons
