@@ -40,6 +40,10 @@ class VisionBackbone(nn.Module):
         *finer, first, second, third = self.tower.channels
         self.laterals = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in (first, second, third))
         self.detail = nn.Conv2d(4 * finer[0], width, 1) if finer else None
+        if self.detail is not None:  # begins as nothing: a model that was trained without it goes on where it was
+            nn.init.zeros_(self.detail.weight)
+            if self.detail.bias is not None:
+                nn.init.zeros_(self.detail.bias)
         self.smooth_fine = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
         self.smooth_coarse = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU())
         self.norm = nn.GroupNorm(1, width)

@@ -74,7 +74,10 @@ class Steps(Section):
 
 
 class Plan(Section):
-    """An ablation. `references` are the rows that all others are compared with."""
+    """An ablation. `references` are the rows that all others are compared with.
+
+    `together` are test sets, by name, whose phrases are also reported as one set.
+    """
 
     trunk: Path
     run_dir: Path
@@ -84,6 +87,7 @@ class Plan(Section):
     material: Material
     losses: LossWeights = LossWeights()
     references: list[str] = Field(default_factory=list)
+    together: list[list[str]] = Field(default_factory=list)
     rows: list[Row] = Field(min_length=1)
 
 
@@ -358,6 +362,12 @@ def _read_run(path: Path, expected: str) -> dict[str, Any] | None:
     return run if run["fingerprint"] == expected else None
 
 
+def _pooled(found: dict[str, dict[int, list[Score]]], names: Sequence[str]) -> dict[str, dict[int, list[Score]]]:
+    """The scores of several sets as one, over the seeds that scored all of them."""
+    seeds = set.intersection(*(set(found.get(name, {})) for name in names))
+    return {" + ".join(names): {seed: [s for name in names for s in found[name][seed]] for seed in sorted(seeds)}}
+
+
 def tables(plan: Plan, mark: str) -> str:
     """The Markdown tables of all finished runs, and how many are missing."""
     rows: dict[str, dict[str, dict[int, list[Score]]]] = {}
@@ -370,6 +380,9 @@ def tables(plan: Plan, mark: str) -> str:
                 if scores:
                     of_set = rows.setdefault(row.name, {}).setdefault(name, {})
                     of_set[seed] = [Score(image, label, iou, has_box) for image, label, iou, has_box in scores]
+    for found in rows.values():
+        for names in plan.together:
+            found |= _pooled(found, names)
     sets = list(dict.fromkeys(name for found in rows.values() for name in found))
     head = (f"Points, mean over seeds [95 % interval]. {plan.steps.count} steps each; the trunk is frozen and shared; "
             f"phrase-given. {missing} runs missing.")  # fmt: skip

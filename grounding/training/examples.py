@@ -259,11 +259,11 @@ def lungs_of(real: RealImage) -> Lungs | None:
 
 
 ANATOMY = {"Right lung", "Left lung", "Cardiomediastinum", "Airways"}
-STATED = re.compile(r"^(CC BY(-NC)?(-SA)?( \d\.\d)?$|NIH )")
+STATED = re.compile(r"^(CC BY(-NC)?(-SA)?( \d\.\d)?$|NIH |RSNA )")
 
 
 def is_stated(licence: str) -> bool:
-    """Whether an image's licence is one that allows training: CC BY, CC BY-SA, CC BY-NC-SA or NIH."""
+    """Whether an image's licence is one that allows training: CC BY, CC BY-SA, CC BY-NC-SA, NIH or RSNA."""
     return bool(STATED.match(licence))
 
 

@@ -112,6 +112,13 @@ def test_the_prior_row_is_the_median_of_the_boxes_that_others_train_on() -> None
     ]  # fmt: skip
 
 
+def test_sets_are_also_reported_together(tmp_path: Path, trunk_folder: Path, films: Path) -> None:
+    rows = [{"name": "Prior", "network": "prior"}]
+    table = ablate(plan_at(tmp_path, trunk_folder, films, rows=rows, references=[], together=[["set", "phantom-test"]]))
+    alone = {name: len(s) for name, s in runs_in(tmp_path)["prior.seed5"]["sets"].items()}
+    assert f"### set + phantom-test ({alone['set'] + alone['phantom-test']}" in table
+
+
 def test_the_prior_row_runs_beside_the_others(tmp_path: Path, trunk_folder: Path, films: Path) -> None:
     plan = plan_at(tmp_path, trunk_folder, films, rows=[{"name": "Prior", "network": "prior"}], references=[])
     assert "| Prior | 2 |" in ablate(plan)

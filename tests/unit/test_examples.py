@@ -42,6 +42,7 @@ SETTINGS = RealSettings(
         ("listed as authorized for everyone", False),
         ("", False),
         ("NIH no restriction; annotations Apache-2.0 repository", True),
+        ("RSNA 2018 challenge terms (attribution); images NIH, no restriction", True),
     ],
 )
 def test_only_stated_licences_are_trained_on(licence: str, stated: bool) -> None:
