@@ -88,8 +88,7 @@ def load_predictor(path: Path | str, device: str = "auto") -> Predictor:
     config, bank = read_config(folder), load_bank()
     if config.knowledge_sha256 != bank.sha256:
         raise ModelError(f"{folder / CONFIG} was trained with another knowledge bank than this package has; {REMEDY}")
-    if config.weights_sha256 and config.weights_sha256 != _sha256(folder / WEIGHTS):
-        raise ModelError(f"{folder / WEIGHTS} is damaged or not the file that {CONFIG} was saved with; {REMEDY}")
+    check_weights(folder, config)
     with_digests(config)
     tokens = _read_tokens(folder)
     network = _read_network(folder, config, bank, tokens).to(choose_device(device))
@@ -102,6 +101,12 @@ def read_config(folder: Path) -> KnowMVGConfig:
         return KnowMVGConfig.model_validate_json((folder / CONFIG).read_bytes())
     except (ValidationError, OSError) as error:
         raise ModelError(f"{folder / CONFIG} is not a model configuration ({_brief(error)}); {REMEDY}") from error
+
+
+def check_weights(folder: Path, config: KnowMVGConfig) -> None:
+    """Raise ModelError where the weights of a folder are not those that its configuration was saved with."""
+    if config.weights_sha256 and config.weights_sha256 != _sha256(folder / WEIGHTS):
+        raise ModelError(f"{folder / WEIGHTS} is damaged or not the file that {CONFIG} was saved with; {REMEDY}")
 
 
 def digest(folder: Path) -> str:

@@ -34,7 +34,7 @@ SIDE_WORDS: dict[str, Laterality] = {
 LEVEL_WORDS: dict[str, Level] = {
     "upper": "upper", "apical": "upper", "apex": "upper", "apices": "upper", "biapical": "upper", "top": "upper",
     "middle": "middle", "mid": "middle", "perihilar": "middle", "hilar": "middle", "hilum": "middle",
-    "lingula": "middle", "lingular": "middle", "lower": "lower", "base": "lower", "bases": "lower",
+    "lingula": "middle", "lingular": "middle", "bottom": "lower", "lower": "lower", "base": "lower", "bases": "lower",
     "basal": "lower", "basilar": "lower", "bibasilar": "lower", "bibasal": "lower", "costophrenic": "lower",
     "retrocardiac": "lower",
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from grounding.evaluation.records import Progress as ProgressFunction
 from grounding.knowledge import load_bank
 from grounding.sets.manifest import ManifestRow, load_image, read_manifest
 from grounding.types import Image
+
+log = logging.getLogger(__name__)
 
 FIRST_TEST_SEED = 0
 """Generated studies from here on are for testing: those of training and validation have far higher seeds."""
@@ -50,22 +53,31 @@ class Wishes:
 
 
 def evaluate_manifest(
-    manifest: Path, model: str, device: str, wishes: Wishes = Wishes(), *, unseen: bool = False
+    manifest: Path,
+    model: str,
+    device: str,
+    wishes: Wishes = Wishes(),
+    *,
+    unseen: bool = False,
+    split: str | None = None,
 ) -> Answer:
     """Return the figures of the model on the rows of `manifest`; raises ManifestError, ModelError or NodeError.
 
-    `unseen` leaves out the rows of patients that the model was trained or chosen on, and counts them.
+    `unseen` leaves out the rows of patients that the model was trained or chosen on, and counts them. `split` takes the
+    rows of that part alone; the others then serve the median boxes of the prior-only control, if no set is named.
     """
     _prepare(wishes)
-    rows = read_manifest(manifest)
-    known = _prior_phrases(wishes, rows)
+    rows, others = _part(read_manifest(manifest), split)
+    known = _prior_phrases(wishes, rows) or prior.manifest_phrases(_of_others(others, rows))
+    if wishes.controls == ALL and not known:
+        log.warning("the prior-only control is left out: name a set for its median boxes with --prior-from")
     # torch: seconds, which a wrong manifest need not wait
     from grounding.checkpoint import load_predictor, read_training_patients
 
     predictor = load_predictor(model, device)
     read = functools.partial(load_image, read_dicom=read_radiograph)
     seen = read_training_patients(model) if unseen else frozenset()
-    kept = [row for row in rows if row.patient not in seen]
+    kept = [row for row in rows if row.patient_name not in seen]
     answer = assess(predictor, manifest_cases(kept, read), wishes, known)
     return {**answer, "left_out_as_seen": len(rows) - len(kept)}
 
@@ -114,13 +126,26 @@ def _prepare(wishes: Wishes) -> None:
         raise NodeError(f"the folder {wishes.report} of --report cannot be made: {error.strerror}") from error
 
 
+def _part(rows: list[ManifestRow], split: str | None) -> tuple[list[ManifestRow], list[ManifestRow]]:
+    """The rows of a split, and those of all others; without a split all rows, and none."""
+    if split is None:
+        return rows, []
+    names = sorted({row.split for row in rows if row.split})
+    if split not in names:
+        raise NodeError(f"--split {split}: the set has no such part; it has {', '.join(names) or 'no parts'}")
+    return [row for row in rows if row.split == split], [row for row in rows if row.split != split]
+
+
+def _of_others(rows: Sequence[ManifestRow], tested: Sequence[ManifestRow]) -> list[ManifestRow]:
+    """Those of `rows` whose patient and picture are not under test."""
+    patients, pictures = {row.patient_name for row in tested}, {row.image.resolve() for row in tested}
+    return [row for row in rows if row.patient_name not in patients and row.image.resolve() not in pictures]
+
+
 def _prior_phrases(wishes: Wishes, tested: Sequence[ManifestRow]) -> list[prior.Known]:
     """Phrases of the manifests for the median boxes, without the patients and pictures under test."""
-    patients = {row.patient for row in tested if row.patient}
-    pictures = {row.image.resolve() for row in tested}
     rows = [row for path in wishes.prior_from for row in read_manifest(path)]
-    kept = [row for row in rows if row.patient not in patients and row.image.resolve() not in pictures]
-    known = prior.manifest_phrases(kept)
+    known = prior.manifest_phrases(_of_others(rows, tested))
     if wishes.prior_from and not known:
         raise NodeError("--prior-from has no boxes of patients that are not under test; give a set of other patients")
     return known

@@ -183,6 +183,9 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     unseen: Annotated[
         bool, typer.Option("--unseen", help="Leave out patients that the model was trained or chosen on.")
     ] = False,
+    split: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only the rows of this part of the set, such as `test`.")
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -203,7 +206,7 @@ def evaluate(  # noqa: PLR0913 - one parameter per option
     wishes = Wishes(protocol.value, controls.value, tuple(prior_from or ()), report)
     with plain_model_errors():
         if manifest is not None:
-            answer = evaluate_manifest(manifest, path, settings.device, wishes, unseen=unseen)
+            answer = evaluate_manifest(manifest, path, settings.device, wishes, unseen=unseen, split=split)
         else:
             answer = evaluate_phantoms(phantoms or 0, path, settings.device, wishes)
     if as_json:

@@ -20,6 +20,7 @@ from grounding.evaluation.laterality import laterality_figures
 from grounding.evaluation.metrics import Score, match_phrases, region_iou, share, summarize, token_f1
 from grounding.evaluation.records import Case, ForcedPredictor, Prediction, Predictor, Progress, Reference
 from grounding.sets.manifest import ManifestRow, load_image
+from grounding.spans import align
 from grounding.types import Finding, Image, ReportText, Span
 
 Protocols = Literal["free", "phrase", "forced"]
@@ -57,6 +58,8 @@ class Run:
     phrases_matched: int = 0
     without_report: int = 0
     not_verbatim: int = 0
+    not_supported: int = 0
+    hallucinations: int = 0
 
     def count_phrases(self, findings: Sequence[Finding], references: Sequence[Reference]) -> None:
         """Compare the phrases that were found with those that should be, by their words alone."""
@@ -215,7 +218,9 @@ _Answers = list[tuple[Reference, Finding | None]]
 
 def _answer_free(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
     case = asked.case
-    findings = predictor.ground([asked.picture], case.report).findings
+    grounding = predictor.ground([asked.picture], case.report)
+    findings = grounding.findings
+    run.hallucinations += grounding.hallucinations
     first = next((finding for finding in findings if finding.boxes), None)
     run.first += [_prediction(asked, reference, first, only_first=True) for reference in case.references]
     if case.complete:
@@ -231,8 +236,13 @@ def _answer_phrase(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
 
 def _answer_forced(predictor: Predictor, asked: _Asked, run: Run) -> _Answers:
     case = asked.case
-    placed = [(r, span) for r in case.references if (span := find_verbatim(case.report, r))]
-    run.not_verbatim += len(case.references) - len(placed)
+    placed: list[tuple[Reference, Span]] = []
+    for reference in case.references:
+        span = find_verbatim(case.report, reference)
+        run.not_verbatim += span is None
+        span = span or find_alike(case.report, reference)
+        run.not_supported += span is None
+        placed += [] if span is None else [(reference, span)]
     if not placed or not isinstance(predictor, ForcedPredictor):
         return []
     given = predictor.ground_spans(asked.picture, case.report, [span for _, span in placed])
@@ -274,6 +284,12 @@ def find_verbatim(report: ReportText, reference: Reference) -> Span | None:
     return next((Span(*match.span()) for match in found if match), None)
 
 
+def find_alike(report: ReportText, reference: Reference) -> Span | None:
+    """The place in the report that says the phrase in other words, where there is one."""
+    place = align(reference.phrase, report.text, report.sentences)
+    return None if place is None else place.span
+
+
 def matching_finding(findings: Sequence[Finding], reference: Reference) -> Finding | None:
     """The finding whose phrase is most like the reference's; between equals one that shares its place, then the first.
 
@@ -298,9 +314,9 @@ def protocol_figures(protocol: Protocols, run: Run) -> dict[str, object]:
     """All figures of a run without a control."""
     figures = region_figures(run.predictions) | {"without_report": run.without_report}
     if protocol == "forced":
-        figures["not_verbatim"] = run.not_verbatim
+        figures |= {"not_verbatim": run.not_verbatim, "not_supported": run.not_supported}
     if protocol == "free":
-        figures["first"] = overall(run.first)
+        figures |= {"first": overall(run.first), "hallucinations": run.hallucinations}
     if run.complete:
         figures |= phrase_figures(run)
     return figures | {

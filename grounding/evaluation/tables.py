@@ -81,6 +81,8 @@ def _remarks(answer: Figures) -> Iterator[str]:
             f"{_number(answer['phrase_recall'])}; negated phrases localised: "
             f"{answer['negated_grounded']} of {answer['negated']}."
         )
+    if answer.get("hallucinations"):
+        yield f"- Phrases that no word of the report supports: {answer['hallucinations']}, dropped."
     laterality = answer["laterality"]
     if laterality["n"]:
         yield (

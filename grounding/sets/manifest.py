@@ -54,6 +54,11 @@ class ManifestRow:
     phrase_source: str | None = None
     negated: bool | None = None
 
+    @property
+    def patient_name(self) -> str:
+        """The patient; a picture without one counts as a patient of its own."""
+        return self.patient or self.image.stem
+
 
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Read and check every row of a manifest.

@@ -39,7 +39,7 @@ from grounding.training.locks import locked
 from grounding.training.losses import Targets, losses
 from grounding.training.medians import boxes_of, score_medians
 from grounding.training.recipe import LossWeights, RecipeError
-from grounding.training.train import keep_freed_memory
+from grounding.training.train import check_start, keep_freed_memory
 from grounding.training.trials import Material, real_tests, training_makers
 from grounding.types import Box, ModelError
 
@@ -141,6 +141,7 @@ def row_config(trunk: KnowMVGConfig, row: Row) -> KnowMVGConfig:
 
 def load_trunk(folder: Path) -> tuple[KnowMVG, GroundingTokenizer]:
     """The network of a model folder; its decoder may be of another make than today's, backbone and language may not."""
+    check_start(folder)
     config, tokens = read_config(folder), GroundingTokenizer.load(folder)
     network = KnowMVG(config, load_bank(), tokens)
     state = network.state_dict()

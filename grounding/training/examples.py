@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grounding.geometry import BoxTuple, Frame, stretch_contrast
-from grounding.knowledge import swap_sides
+from grounding.knowledge import load_bank, swap_sides
 from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
@@ -57,12 +57,25 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a report, and the characters [start, end) of the one phrase in it."""
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class RealRow:
-    """A phrase of a real image in cxcywh of the whole picture; `label` and `patient` as in the manifest."""
+    """A phrase of a real image in cxcywh of the whole picture; `label` as in the manifest.
+
+    `sentence` is where its report says it, if that says nothing else.
+    """
 
     phrase: str
     label: str
     boxes: tuple[BoxTuple, ...]
+    sentence: Sentence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +216,13 @@ def word_row(rng: np.random.Generator, row: RealRow, mirrored: bool) -> str:
 
 
 def real_prompt(rng: np.random.Generator, row: RealRow, mirrored: bool) -> Prompt:
-    """A row as a prompt: its phrase alone, or inside a plain sentence."""
+    """A row as a prompt: the sentence of its report, its phrase alone, or its phrase inside a plain sentence."""
+    if row.sentence is not None and rng.random() < 0.5:
+        text, start, end = row.sentence.text, row.sentence.start, row.sentence.end
+        if mirrored:
+            start, end = (len(swap_sides(text[:place])) for place in (start, end))
+            text = swap_sides(text)
+        return Prompt(text, (Answer(start, end, False, row.boxes),))
     return spoken(rng, word_row(rng, row, mirrored), row.boxes)
 
 
@@ -216,18 +235,23 @@ def spoken(rng: np.random.Generator, phrase: str, boxes: tuple[BoxTuple, ...]) -
     return Prompt(text, (Answer(len(before), len(before) + len(phrase), False, boxes),))
 
 
-def real_example(rng: np.random.Generator, real: RealImage, count: int, size: int) -> Example:
-    """Some rows of a real radiograph, mirrored half of the time when no row speaks of the heart."""
+SHARES = {"finding": 0.6, "zone": 0.2, "anatomy": 0.2}
+"""How often the phrases that are asked of a real picture are of each kind."""
+
+
+def real_example(
+    rng: np.random.Generator, real: RealImage, count: int, size: int, shares: Mapping[str, float] = SHARES
+) -> Example:
+    """Some rows of a real radiograph; half of the time mirrored, with those rows alone that a mirror leaves true."""
     mirrored = bool(rng.random() < 0.5)
-    rows = [r for r in real.rows if not (mirrored and re.search(r"heart|tube|line|cardi", r.phrase))]
+    rows = [r for r in real.rows if not mirrored or load_bank().has_mirror(r.phrase)]
     if not rows:
         mirrored, rows = False, list(real.rows)
     groups: dict[str, list[RealRow]] = defaultdict(list)
     for row in rows:
         groups["zone" if "zone" in row.phrase else "anatomy" if row.label in ANATOMY else "finding"].append(row)
-    weights = {"finding": 0.6, "zone": 0.2, "anatomy": 0.2}
-    names = [name for name in weights if groups[name]]
-    share = np.array([weights[name] for name in names])
+    names = [name for name in shares if groups[name]]
+    share = np.array([shares[name] + 1e-6 for name in names])
     chosen = [groups[str(rng.choice(names, p=share / share.sum()))] for _ in range(count)]
     prompts = [real_prompt(rng, group[int(rng.integers(len(group)))], mirrored) for group in chosen]
     return make_example(rng, real.image, prompts, REAL_MOVES, size, mirrored)

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset
 
 from grounding.geometry import resize, stretch_contrast
+from grounding.knowledge import load_bank
 from grounding.phantoms.study import EMPHASIZED, make_study
 from grounding.sets.manifest import DicomReader, ManifestError, ManifestRow, load_image, read_manifest, read_size
 from grounding.sets.splits import Part, read_part
+from grounding.spans import align
+from grounding.text import split_sentences
 from grounding.training.absence import AbsentPhrases
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.examples import (
@@ -27,6 +30,7 @@ from grounding.training.examples import (
     Prompt,
     RealImage,
     RealRow,
+    Sentence,
     anatomy_prompts,
     blank,
     inserted_example,
@@ -107,9 +111,10 @@ class Stream(IterableDataset[TrainingBatch]):
                 picked.append(anatomy[int(rng.integers(len(anatomy)))])
             examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))
         if self.real:
+            shares = self.recipe.real_shares.model_dump()
             share = weights / weights.sum()
             for index in rng.choice(len(self.real), sizes.real, p=share):
-                examples.append(real_example(rng, self.real[index], sizes.real_prompts, self.canvas))
+                examples.append(real_example(rng, self.real[index], sizes.real_prompts, self.canvas, shares))
             for index in rng.choice(len(self.real), sizes.inserted, p=share):
                 painted = inserted_example(rng, self.real[index], sizes.prompts, self.canvas)
                 examples += [] if painted is None else [painted]
@@ -149,6 +154,8 @@ def load_real(
         if part != "test":
             grouped[row.image, patient_of(row), part] += [row] if _real_rows(row, settings.zones) else []
     shown = {key: found for key, found in grouped.items() if found}
+    if rows and not shown:
+        log.warning("none of %d rows may be trained on: see `licences`, `folds` and the rows' split", len(rows))
     held = held_out(sorted({patient for _, patient, part in shown if part is None}), settings.validation_share)
     shelf = Shelf(picture_side(canvas), settings.memory_gb * 1e9, read_dicom)
     training: list[RealImage] = []
@@ -213,7 +220,7 @@ def parted(rows: list[ManifestRow], unit: Literal["patient", "row"]) -> list[tup
 
 def patient_of(row: ManifestRow) -> str:
     """The patient of a row; a picture without one counts as a patient of its own."""
-    return row.patient or row.image.stem
+    return row.patient_name
 
 
 def picture_side(canvas: int) -> int:
@@ -317,4 +324,18 @@ def _real_rows(row: ManifestRow, zones: str) -> list[RealRow]:
     boxes = tuple(
         ((b.x1 + b.x2) / 2 / w, (b.y1 + b.y2) / 2 / h, (b.x2 - b.x1) / w, (b.y2 - b.y1) / h) for b in row.boxes
     )
-    return [RealRow(phrase, label, boxes)]
+    return [RealRow(phrase, label, boxes, _sentence(row) if phrase == row.phrase else None)]
+
+
+def _sentence(row: ManifestRow) -> Sentence | None:
+    """The sentence of the row's report that holds its phrase word for word and names no other finding."""
+    found = align(row.phrase, row.report) if row.report else None
+    if found is None or not found.exact or row.report is None:
+        return None
+    place, text = found.span, row.report
+    for span in split_sentences(text, 0, len(text)):
+        if span.start <= place.start and place.end <= span.end:
+            words, start, end = text[span.start : span.end], place.start - span.start, place.end - span.start
+            outside = [name for name in load_bank().names_in(words) if name[0] < start or name[1] > end]
+            return None if outside else Sentence(words, start, end)
+    return None

@@ -29,6 +29,14 @@ class BatchSizes(Section):
     lessons: int = Field(default=8, ge=0)
 
 
+class RealShares(Section):
+    """How often the phrases that are asked of real pictures are findings, zones of the lungs, or anatomy."""
+
+    finding: float = Field(default=0.6, ge=0)
+    zone: float = Field(default=0.2, ge=0)
+    anatomy: float = Field(default=0.2, ge=0)
+
+
 class OptimizerSettings(Section):
     """AdamW with warm-up, then a cosine or a straight line to almost nothing; `ema` is the average that is kept."""
 
@@ -97,7 +105,7 @@ class Recipe(Section):
     validations without a better one. A step is of `accumulate` batches. `precision` is what the backbones compute in;
     with `gradient_checkpointing` they compute twice and keep less. `loaders` are processes that make the material.
 
-    `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
+    `real_shares` says which phrases are asked of real pictures. `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
     `absent_share` is that of the phrases asked of generated studies, of each finding, that are not in the picture;
     `blank_share` that of the pictures that show nothing, `anatomy_share` that of generated studies that are also asked
     for a structure of the patient. `start` is a model folder whose weights and tokens the run begins with; parts that
@@ -121,6 +129,7 @@ class Recipe(Section):
     loaders: int = Field(default=1, ge=1)
     tensorboard: bool = True
     batch: BatchSizes
+    real_shares: RealShares = RealShares()
     fresh_share: float = Field(default=0.4, gt=0, le=1)
     absent_share: float = Field(default=0.2, ge=0, lt=1)
     blank_share: float = Field(default=0.02, ge=0, le=1)

@@ -21,7 +21,14 @@ from safetensors.torch import load_file
 from torch import distributed
 from torch.utils.data import DataLoader, get_worker_info
 
-from grounding.checkpoint import WEIGHTS, choose_device, save_checkpoint, save_training_patients
+from grounding.checkpoint import (
+    WEIGHTS,
+    check_weights,
+    choose_device,
+    read_config,
+    save_checkpoint,
+    save_training_patients,
+)
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
 from grounding.network.model import KnowMVG
@@ -34,7 +41,7 @@ from grounding.training.examples import Example, RealImage
 from grounding.training.losses import losses
 from grounding.training.material import FIRST_TRAINING_SEED, Stream, load_real, validation_phantoms
 from grounding.training.progress import Telling
-from grounding.training.recipe import Recipe, read_recipe
+from grounding.training.recipe import Recipe, RecipeError, read_recipe
 from grounding.training.scoring import Score, real_validation_example, score
 
 log = logging.getLogger(__name__)
@@ -94,6 +101,7 @@ def prepare_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -
 
 def _first_tokens(recipe: Recipe, bank: KnowledgeBank, real: list[RealImage]) -> GroundingTokenizer:
     if recipe.start is not None:
+        check_start(recipe.start)
         return GroundingTokenizer.load(recipe.start)
     if recipe.model.image_text is not None:
         return GroundingTokenizer.pretrained(find_pretrained(recipe.model.image_text))
@@ -172,6 +180,7 @@ class _Training:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.average = saved["average"]
             self.step, self.elapsed_s, self.best = saved["step"], saved["elapsed_s"], saved["best"]
+            self.worse = saved.get("worse", 0)
             log.info("resumed at step %d", self.step)
 
     def _save_state(self) -> None:
@@ -179,7 +188,7 @@ class _Training:
         torch.save(
             {
                 "network": self.network.own_state(), "optimizer": self.optimizer.state_dict(), "average": self.average,
-                "step": self.step, "elapsed_s": self.elapsed_s, "best": self.best,
+                "step": self.step, "elapsed_s": self.elapsed_s, "best": self.best, "worse": self.worse,
             }, partial,
         )  # fmt: skip
         partial.replace(self.run / "state.pt")
@@ -299,8 +308,15 @@ class _Training:
         return found
 
 
+def check_start(folder: Path) -> None:
+    """Raise RecipeError where the folder that a run starts from is not there, ModelError where it is damaged."""
+    if not (folder / WEIGHTS).is_file():
+        raise RecipeError(f"start: there is no {WEIGHTS} in {folder}; train that model first, or take `start` out")
+    check_weights(folder, read_config(folder))
+
+
 def start_from(network: KnowMVG, folder: Path) -> None:
-    """Take every weight of a model folder that fits."""
+    """Take every weight of a model folder that fits; raises RecipeError where there is none, ModelError if damaged."""
     held = network.own_state()
     fitting = {k: v.float() for k, v in load_file(folder / WEIGHTS).items() if k in held and held[k].shape == v.shape}
     network.load_state_dict(fitting, strict=False)

@@ -246,7 +246,7 @@ def test_the_plan_that_ships_has_every_row_and_control() -> None:
     trunk = make_tiny().config
     configs = {row.name: row_config(trunk, row) for row in plan.rows}
     assert len(plan.seeds) >= 3 and plan.references == ["MedGround", "uMedGround"]
-    off, full = configs["MedGround"], configs["Full"]
+    off, full = configs["MedGround"], configs["6 full"]
     assert configs["uMedGround"].decoder.hypotheses == 3 and not off.decoder.mask_head and full.decoder.mask_head
     seen = {
         (k.prompts, k.prior_map, a.use_global, a.use_local, a.two_pass)
@@ -256,3 +256,22 @@ def test_the_plan_that_ships_has_every_row_and_control() -> None:
             (1, 1, 1, 1, 1), (0, 0, 0, 0, 1)]  # fmt: skip
     assert {tuple(map(bool, row)) for row in rows} <= seen
     assert {c.knowledge.control for c in configs.values()} == {"none", "random_rows", "shuffled_locations"}
+    assert {row.network for row in plan.rows} == {"knowmvg", "transvg", "prior"}
+    # What the paper does not have is in a row of its own: rows 0 to 6 differ in its components alone.
+    assert [name for name, c in configs.items() if c.decoder.uncertainty] == [
+        "TransVG",
+        "Prior only",
+        "6 + expected IoU",
+    ]
+
+
+def test_the_other_readings_are_rows_beside_the_full_network() -> None:
+    plan = read_plan(Path(__file__).parents[2] / "grounding" / "configs" / "readings.yaml")
+    trunk = make_tiny().config
+    full, *others = (row_config(trunk, row) for row in plan.rows)
+    assert plan.references == ["6 full"] and all(other != full for other in others)
+
+
+def test_a_trunk_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.safetensors.*train that model first"):
+        load_trunk(tmp_path / "nowhere")

@@ -7,9 +7,11 @@ generation, batches, frames, bad input, what cannot be reached, the phrases of C
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from dataclasses import fields, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -65,6 +67,8 @@ GATES = {
     "hypotheses": ({"decoder": {"hypotheses": 3}}, {}, "decoder.hypothesis_tokens"),
 }
 """Each switch: the configuration with it, the one without it, and the weights that it is about."""
+
+NIH_BOXES = Path(__file__).parents[3] / "shared" / "data" / "annotations" / "nih_bbox_list_2017.jsonl"
 
 
 def boxes_of(network: KnowMVG, batch: Any = None) -> DecodedBoxes:
@@ -359,6 +363,16 @@ def test_10_the_position_follows_from_the_centre_of_the_box(centre: tuple[float,
     assert position(*centre) == words
     x, y = (1024 * value for value in centre)
     assert positioned_phrase("Mass", (x - 8, y - 8, 16, 16)) == f"Mass, position: {words}"
+
+
+@pytest.mark.skipif(not NIH_BOXES.is_file(), reason="the box list of ChestX-ray8 is not here")
+def test_10_the_position_rule_makes_the_838_phrases_of_the_published_list() -> None:
+    rows = [json.loads(line) for line in NIH_BOXES.read_text(encoding="utf-8").splitlines()]
+    phrases = [positioned_phrase(row["label"], tuple(box)) for row in rows for box in row["boxes"]]
+    placed = [phrase.partition(", position: ")[2] for phrase in phrases if "position" in phrase]
+    sides, levels = ("", "right", "left"), ("", "top", "bottom")
+    words = {f"{side} {level}".strip() or "middle" for side in sides for level in levels}
+    assert (len(phrases), len(placed)) == (984, 838) and set(placed) <= words
 
 
 def test_10_the_heart_has_no_position() -> None:

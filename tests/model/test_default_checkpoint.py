@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grounding.checkpoint import default_checkpoint, load_predictor
 from grounding.evaluation.evaluate import evaluate_phantoms
+from grounding.knowledge import load_bank
 from grounding.phantoms.study import make_study
 from grounding.predictor import Predictor
 from grounding.text import read_plain_report
@@ -44,6 +46,15 @@ def test_it_grounds_generated_studies_and_needs_their_pixels(predictor: Predicto
     assert blind["ap50"] < figures["ap50"] - 0.3
     assert figures["phrase_recall"] > 0.8
     assert figures["negated_grounded"] == 0
+
+
+def test_it_sees_nothing_where_nothing_is(predictor: Predictor) -> None:
+    """Every picture of one grey is the same to the model, so that these few stand for all of them."""
+    phrases = [name for entity in load_bank().entities for name in entity.synonyms]
+    phrases += [f"{side} {name}" for side in ("left", "right") for name in phrases]
+    for picture in (np.zeros((1, 1), np.float32), np.full((300, 200), 0.7, np.float32)):
+        found = predictor.ground_phrases(picture, phrases)
+        assert [finding.phrase for finding in found if finding.localized] == []
 
 
 def test_it_reads_a_plain_report(predictor: Predictor) -> None:

@@ -205,6 +205,35 @@ def test_forced_phrases_are_those_that_stand_in_the_report(rows: list[ManifestRo
     assert figures["n"] == sum(row.present for row in rows)
 
 
+def test_a_phrase_in_other_words_is_forced_where_the_report_says_it() -> None:
+    predictor = FakePredictor([])
+    row = ManifestRow(
+        "x",
+        Path("x"),
+        50,
+        50,
+        "enlarged heart",
+        (Box(1, 1, 9, 9),),
+        present=True,
+        report="Clear lungs. The heart is enlarged.",
+    )
+    unsaid = dataclasses.replace(row, phrase="pneumothorax")
+    read = lambda _: np.zeros((50, 50), np.float32)  # noqa: E731
+    figures = evaluate(predictor, [row, unsaid], "forced", read_image=read, blind=False)
+    assert (figures["not_verbatim"], figures["not_supported"], figures["n"]) == (2, 1, 1)
+
+
+def test_made_up_phrases_are_counted() -> None:
+    class Dreamer(FakePredictor):
+        def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
+            return Grounding(self.identity, (), hallucinations=2)
+
+    row = ManifestRow("x", Path("x"), 50, 50, "nodule", (Box(1, 1, 9, 9),), present=True, report="Nodule.")
+    cases = [row, dataclasses.replace(row, id="y", image=Path("y"))]
+    figures = evaluate(Dreamer([]), cases, read_image=lambda _: np.zeros((50, 50), np.float32), blind=False)
+    assert figures["hallucinations"] == 4
+
+
 def test_forcing_needs_a_predictor_that_can_be_forced(rows: list[ManifestRow]) -> None:
     class Plain:
         identity = FakePredictor.identity

@@ -13,10 +13,12 @@ from grounding.phantoms.study import make_study
 from grounding.training.examples import (
     RealImage,
     RealRow,
+    Sentence,
     is_stated,
     licensed_patients,
     phantom_prompts,
     real_example,
+    real_prompt,
     word_row,
 )
 from grounding.training.lessons import ReadingLessons
@@ -113,12 +115,28 @@ def test_a_mirrored_picture_has_its_box_on_the_side_that_it_names() -> None:
     assert sides == {"left", "right"}
 
 
-def test_the_heart_is_never_mirrored() -> None:
-    row = RealRow("heart and mediastinum", "Cardiomediastinum", ((0.7, 0.5, 0.3, 0.4),))
+@pytest.mark.parametrize(
+    "phrase", ["heart and mediastinum", "Cardiomegaly", "central venous line", "lingular opacity", "tortuous aorta"]
+)
+def test_the_heart_and_its_like_are_never_mirrored(phrase: str) -> None:
+    row = RealRow(phrase, "", ((0.7, 0.5, 0.3, 0.4),))
     real = RealImage(np.random.default_rng(0).random((80, 80), np.float32), "x-1", (row,))
     for seed in range(20):
         (prompt,) = real_example(np.random.default_rng(seed), real, 1, 64).prompts
         assert prompt.answers[0].boxes is not None and prompt.answers[0].boxes[0][0] > 0.5
+
+
+def test_a_sentence_of_the_report_is_read_with_its_phrase_in_it_on_either_side() -> None:
+    text = "There is now a left basal opacity, right of the spine."
+    sentence = Sentence(text, text.index("left"), text.index(","))
+    row = RealRow("left basal opacity", "Opacity", ((0.7, 0.7, 0.2, 0.2),), sentence)
+    said = {real_prompt(np.random.default_rng(seed), row, mirrored).text for seed in range(20) for mirrored in (0, 1)}
+    assert {text, "There is now a right basal opacity, left of the spine."} <= said
+    for seed in range(20):
+        for mirrored in (False, True):
+            prompt = real_prompt(np.random.default_rng(seed), row, mirrored)
+            (answer,) = prompt.answers
+            assert prompt.text[answer.start : answer.end] == f"{'right' if mirrored else 'left'} basal opacity"
 
 
 def test_reading_lessons_mark_names_of_the_bank() -> None:

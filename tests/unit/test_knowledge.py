@@ -43,6 +43,13 @@ def test_reading_of_a_phrase(phrase: str, entity: str | None, side: str | None, 
     assert (reading.entity.id if reading.entity else None, reading.side, reading.level) == (entity, side, level)
 
 
+def test_the_positions_of_chestx_ray8_are_read() -> None:
+    bank = load_bank()
+    reading = bank.read_phrase("Atelectasis, position: right bottom")
+    assert (reading.side, reading.level) == ("right", "lower")
+    assert bank.read_phrase("Mass, position: left top").level == "upper"
+
+
 def test_words_inside_words_are_not_sides() -> None:
     assert read_side("upright film, brightly leftover") is None
     assert read_level("lowermost") is None
