@@ -26,14 +26,16 @@ from transformers import (
 
 from grounding.checkpoint import CONFIG, WEIGHTS, load_predictor, save_checkpoint
 from grounding.knowledge import load_bank
+from grounding.network.boxes import paired_iou
 from grounding.network.model import KnowMVG
 from grounding.network.sam import start_from_sam
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer
 from grounding.training.batch import Batcher, TrainingBatch
+from grounding.training.examples import Example
 from grounding.training.losses import LossWeights, losses
 from grounding.types import ModelError, ReportText, Span
-from tests.model.networks import TEXTS, make_examples, make_network, stir, tiny_image
+from tests.model.networks import TEXTS, make_examples, make_network, prompt, square_box, stir, tiny_image
 from tests.model.pretrained import CANVAS, FAMILIES, production_config, save_family, save_sam
 
 logging.disable_progress_bar()
@@ -87,6 +89,29 @@ def test_a_step_trains_what_is_ours_and_nothing_else(folders: dict[str, Path], f
     assert {n.rsplit(".", 3)[-3] for n in trained if "lora_" in n} == {"lora_A", "lora_B"}
     assert {n for n in trained if "lora_" not in n} == {"language.new_inputs", "language.new_outputs"}
     assert all(".language_model." in n and ("q_proj" in n or "v_proj" in n) for n in trained if "lora_" in n)
+
+
+@pytest.mark.timeout(300)
+def test_squares_are_learned_by_heart_on_a_frozen_sam_and_an_image_text_model(folders: dict[str, Path]) -> None:
+    network, tokens = build(folders, "llava")
+    examples = [
+        Example(tiny_image(square, seed), (prompt("There is a nodule.", "nodule", square_box(square)),))
+        for seed, square in enumerate([(6, 8, 30, 30), (34, 10, 60, 40), (8, 36, 26, 58)])
+    ]
+    batch = Batcher(tokens, load_bank(), slots=3, limit=60).collate(examples)
+    optimizer = torch.optim.AdamW([p for _, p in network.own_parameters()], lr=4e-3)
+    network.train()
+    for step in range(250):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * (1 - step / 250)
+        optimizer.zero_grad()
+        backward(network, batch)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    boxes = network(batch.pixels, batch.text).boxes
+    assert boxes is not None
+    found = boxes.refined[torch.arange(3), boxes.presence_logits.argmax(1)]
+    assert paired_iou(found, batch.targets.boxes[:, 0])[0].min() > 0.7
 
 
 @pytest.mark.parametrize("family", FAMILIES)
