@@ -95,7 +95,7 @@ def average_views(boxes: DecodedBoxes, views: Sequence[View], seen: Tensor) -> D
 
 def _ordered(values: Tensor, order: Tensor) -> Tensor:
     """float32[V * N, M] -> float32[V, N, M] with the slots of each view in the order of the first's."""
-    return values.unflatten(0, order.shape[:2]).gather(2, order)
+    return values.reshape(order.shape).gather(2, order)
 
 
 def match_slots(boxes: Tensor) -> Tensor:
