@@ -58,7 +58,7 @@ class View:
 
 
 VIEWS = (
-    View(), View(mirrored=True), View(0.92), View(1.1, mirrored=True), View(1.1), View(0.92, mirrored=True),
+    View(), View(0.92), View(1.1), View(mirrored=True), View(1.1, mirrored=True), View(0.92, mirrored=True),
 )  # fmt: skip
 """The views in the order in which they are taken; the first is the canvas."""
 

@@ -105,7 +105,9 @@ class Recipe(Section):
     validations without a better one. A step is of `accumulate` batches. `precision` is what the backbones compute in;
     with `gradient_checkpointing` they compute twice and keep less. `loaders` are processes that make the material.
 
-    `real_shares` says which phrases are asked of real pictures. `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
+    `real_shares` says which phrases are asked of real pictures.
+
+    `select` says which weights are kept: the best by validation, or the last, for runs without patients to choose on.
     `absent_share` is that of the phrases asked of generated studies, of each finding, that are not in the picture;
     `blank_share` that of the pictures that show nothing, `anatomy_share` that of generated studies that are also asked
     for a structure of the patient. `start` is a model folder whose weights and tokens the run begins with; parts that
