@@ -143,13 +143,15 @@ class DecisionSettings(Section):
     `calibration` turns a box's presence and expected IoU into the reported score, the probability that the box is
     right: (constant, slope of the presence's log-odds, slope of the expected IoU's), as `grounding.training.calibrate`
     fits them. Empty: the score is the presence. `assume_shown` gives the surest box where none passes `presence`: for
-    measuring alone, on phrases that are known to be in the picture. `views` is how many looks at each picture are
+    measuring alone, on phrases that are known to be in the picture. `blank_guard` gives no
+    box on a picture of one grey, whatever the network says; `views` is how many looks at each picture are
     averaged (`grounding.network.views`).
     """
 
     presence: float = Field(default=0.5, ge=0, le=1)
     duplicate_iou: float = Field(default=0.6, ge=0, le=1)
     assume_shown: bool = False
+    blank_guard: bool = True
     views: int = Field(default=1, ge=1, le=6)
     calibration: tuple[()] | tuple[FiniteFloat, Slope, Slope] = ()
 

@@ -117,6 +117,10 @@ class Predictor:
         """The same model, whose scores are the plain presence probabilities that a calibration is fitted on."""
         return self._deciding(calibration=())
 
+    def unguarded(self) -> Predictor:
+        """The same model, asked even of a picture of one grey: for the control that measures what it says then."""
+        return self._deciding(blank_guard=False)
+
     def assuming_shown(self) -> Predictor:
         """The same model, told that every phrase it is given is in the picture: it always gives its surest box.
 
@@ -132,7 +136,8 @@ class Predictor:
     def _encode(self, image: Image) -> SeenImages:
         """Features of all views of an image; the first is the image as it is, which alone is read with the text."""
         pixels = self._processor.pixels(image).to(self.device)
-        return self._network.encode_images(draw_views(pixels, self._processor.views))
+        seen = self._network.encode_images(draw_views(pixels, self._processor.views))
+        return replace(seen, blank=not bool(pixels.any()))
 
     def _read(
         self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
@@ -170,7 +175,8 @@ class Predictor:
         keep: Sequence[int],
     ) -> list[Finding]:  # fmt: skip
         wanted = [i for i in keep if not phrases[i].negated]
-        boxes = self._decode(features, states, [phrases[i] for i in wanted], wanted)
+        hidden = features.blank and self._processor.config.decision.blank_guard
+        boxes = None if hidden else self._decode(features, states, [phrases[i] for i in wanted], wanted)
         frame = self._processor.frame(image)
         findings = []
         for i in keep:
@@ -179,6 +185,7 @@ class Predictor:
                     findings.append(self._finding(phrases[i], number, (), None))
                 continue
             if boxes is None:
+                findings.append(self._finding(phrases[i], number, (), None))
                 continue
             row = wanted.index(i)
             findings.append(

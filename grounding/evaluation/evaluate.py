@@ -18,7 +18,15 @@ from grounding.evaluation.cases import ImageReader, PhantomCases, manifest_cases
 from grounding.evaluation.controls import CONTROLS, Change, flip_figures, mirror_figures, unchanged
 from grounding.evaluation.laterality import laterality_figures
 from grounding.evaluation.metrics import Score, match_phrases, region_iou, share, summarize, token_f1
-from grounding.evaluation.records import Case, ForcedPredictor, Prediction, Predictor, Progress, Reference
+from grounding.evaluation.records import (
+    Case,
+    ForcedPredictor,
+    GuardedPredictor,
+    Prediction,
+    Predictor,
+    Progress,
+    Reference,
+)
 from grounding.sets.manifest import ManifestRow, load_image
 from grounding.spans import align
 from grounding.types import Finding, Image, ReportText, Span
@@ -186,9 +194,11 @@ class _Plan:
 def _plans(predictor: Predictor, course: Course) -> list[_Plan]:
     first, *others = course.protocols
     plans = [_Plan(protocol, "", predictor, unchanged) for protocol in course.protocols]
-    plans += [_Plan(first, control, predictor, CONTROLS[control]) for control in course.controls]
+    # Without pixels it is the network that is measured, not the rule that spares it the question.
+    asked = {"blind": predictor.unguarded() if isinstance(predictor, GuardedPredictor) else predictor}
+    plans += [_Plan(first, name, asked.get(name, predictor), CONTROLS[name]) for name in course.controls]
     if "blind" in course.controls:
-        plans += [_Plan(protocol, "blind", predictor, CONTROLS["blind"]) for protocol in others]
+        plans += [_Plan(protocol, "blind", asked["blind"], CONTROLS["blind"]) for protocol in others]
     if course.prior is not None:
         plans.append(_Plan("phrase", PRIOR, course.prior, unchanged))
     return plans

@@ -34,6 +34,15 @@ class ForcedPredictor(Predictor, Protocol):
         ...
 
 
+@runtime_checkable
+class GuardedPredictor(Predictor, Protocol):
+    """A predictor that does not ask its network of a picture of one grey."""
+
+    def unguarded(self) -> Predictor:
+        """The same one, that does."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """A phrase and what is true of it. `boxes` is empty where the picture does not show it or the report denies it."""
