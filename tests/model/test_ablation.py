@@ -237,6 +237,10 @@ def test_a_folder_without_its_backbone_is_no_trunk(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     del weights["backbone.norm.weight"]
     save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="damaged or not the file"):
+        load_trunk(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "weights_sha256": ""}))
     with pytest.raises(ModelError, match=r"backbone\.norm\.weight"):
         load_trunk(tmp_path)
 
