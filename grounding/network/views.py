@@ -19,14 +19,12 @@ from grounding.network.decoder import DecodedBoxes
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A window of the canvas: its side and its centre in shares of the canvas, and whether it is seen in a mirror.
+    """A window in the middle of the canvas: its side in shares of the canvas, and whether it is seen in a mirror.
 
     A window larger than the canvas shows black around it.
     """
 
     side: float = 1.0
-    x: float = 0.5
-    y: float = 0.5
     mirrored: bool = False
 
     @property
@@ -38,7 +36,7 @@ class View:
         if self == View():
             return pixels
         # affine_grid wants the way back, in coordinates from -1 to 1.
-        back = [[self._across, 0.0, 2 * self.x - 1], [0.0, self.side, 2 * self.y - 1]]
+        back = [[self._across, 0.0, 0.0], [0.0, self.side, 0.0]]
         theta = pixels.new_tensor(back).expand(len(pixels), 2, 3)
         grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
         drawn: Tensor = F.grid_sample(pixels, grid, align_corners=False)
@@ -46,15 +44,18 @@ class View:
 
     def to_canvas(self, cxcywh: Tensor) -> Tensor:
         """Boxes of the window, float32[..., 4] -> boxes of the canvas."""
-        scale = cxcywh.new_tensor([self._across, self.side, self.side, self.side])
-        origin = cxcywh.new_tensor([self.x - self._across / 2, self.y - self.side / 2, 0.0, 0.0])
+        scale, origin = self._place(cxcywh)
         return cxcywh * scale + origin
 
     def to_window(self, cxcywh: Tensor) -> Tensor:
         """Boxes of the canvas, float32[..., 4] -> boxes of the window."""
-        scale = cxcywh.new_tensor([self._across, self.side, self.side, self.side])
-        origin = cxcywh.new_tensor([self.x - self._across / 2, self.y - self.side / 2, 0.0, 0.0])
+        scale, origin = self._place(cxcywh)
         return (cxcywh - origin) / scale
+
+    def _place(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and origin of the window on the canvas, for the four numbers of a box."""
+        scale = like.new_tensor([self._across, self.side, self.side, self.side])
+        return scale, like.new_tensor([0.5 - self._across / 2, 0.5 - self.side / 2, 0.0, 0.0])
 
 
 VIEWS = (

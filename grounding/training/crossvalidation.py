@@ -22,7 +22,7 @@ from grounding.evaluation.records import Prediction, Predictor
 from grounding.knowledge import load_bank
 from grounding.predictor import Predictor as LoadedPredictor
 from grounding.sets.manifest import ManifestRow, read_manifest
-from grounding.training.material import fold_patients, patient_of
+from grounding.training.material import fold_patients
 from grounding.training.recipe import Recipe, RecipeError
 from grounding.training.train import train_by
 
@@ -88,11 +88,11 @@ def score_fold(recipe: Recipe, predictor: LoadedPredictor) -> Scored:
     """Scores of a fold's model and of its controls on the patients that the fold kept out."""
     sets = test_sets(recipe)
     kept_out = patients_of_fold(recipe)
-    known = [row for each in sets for row in each.rows if patient_of(row) not in kept_out]
+    known = [row for each in sets for row in each.rows if row.patient_name not in kept_out]
     prior = PriorPredictor(build_table(manifest_phrases(known), load_bank()))
     scored: Scored = {}
     for each in sets:
-        rows = [row for row in each.rows if patient_of(row) in kept_out]
+        rows = [row for row in each.rows if row.patient_name in kept_out]
         if rows:
             scored[each.name] = _score(rows, predictor, prior)
     return scored
@@ -101,7 +101,7 @@ def score_fold(recipe: Recipe, predictor: LoadedPredictor) -> Scored:
 def patients_of_fold(recipe: Recipe) -> set[str]:
     """The patients that the recipe's fold keeps out, as training chooses them."""
     rows = [row for name in recipe.real.manifests for row in read_manifest(recipe.real.root / name)]
-    return fold_patients(sorted({patient_of(row) for row in rows}), recipe.real.folds or 2)[recipe.real.fold]
+    return fold_patients(sorted({row.patient_name for row in rows}), recipe.real.folds or 2)[recipe.real.fold]
 
 
 def _score(rows: list[ManifestRow], predictor: LoadedPredictor, prior: Predictor) -> dict[str, list[Score]]:

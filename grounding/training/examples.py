@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from grounding.knowledge import load_bank, swap_sides
 from grounding.phantoms.insertion import Lungs, insert_findings
 from grounding.phantoms.study import PhantomStudy
 from grounding.training.augment import AffineRange, draw_affine, vary_exposure, vary_film
+from grounding.training.recipe import RealShares
 from grounding.types import Image
 
 Bytes = NDArray[np.uint8]
@@ -235,12 +236,11 @@ def spoken(rng: np.random.Generator, phrase: str, boxes: tuple[BoxTuple, ...]) -
     return Prompt(text, (Answer(len(before), len(before) + len(phrase), False, boxes),))
 
 
-SHARES = {"finding": 0.6, "zone": 0.2, "anatomy": 0.2}
-"""How often the phrases that are asked of a real picture are of each kind."""
+SHARES = RealShares()
 
 
 def real_example(
-    rng: np.random.Generator, real: RealImage, count: int, size: int, shares: Mapping[str, float] = SHARES
+    rng: np.random.Generator, real: RealImage, count: int, size: int, shares: RealShares = SHARES
 ) -> Example:
     """Some rows of a real radiograph; half of the time mirrored, with those rows alone that a mirror leaves true."""
     mirrored = bool(rng.random() < 0.5)
@@ -250,8 +250,9 @@ def real_example(
     groups: dict[str, list[RealRow]] = defaultdict(list)
     for row in rows:
         groups["zone" if "zone" in row.phrase else "anatomy" if row.label in ANATOMY else "finding"].append(row)
-    names = [name for name in shares if groups[name]]
-    share = np.array([shares[name] + 1e-6 for name in names])
+    wanted = shares.model_dump()
+    names = [name for name in wanted if groups[name]]
+    share = np.array([wanted[name] + 1e-6 for name in names])  # a picture may have nothing but what is not wanted
     chosen = [groups[str(rng.choice(names, p=share / share.sum()))] for _ in range(count)]
     prompts = [real_prompt(rng, group[int(rng.integers(len(group)))], mirrored) for group in chosen]
     return make_example(rng, real.image, prompts, REAL_MOVES, size, mirrored)

@@ -111,10 +111,11 @@ class Stream(IterableDataset[TrainingBatch]):
                 picked.append(anatomy[int(rng.integers(len(anatomy)))])
             examples.append(make_example(rng, image, picked, PHANTOM_MOVES, self.canvas))
         if self.real:
-            shares = self.recipe.real_shares.model_dump()
             share = weights / weights.sum()
             for index in rng.choice(len(self.real), sizes.real, p=share):
-                examples.append(real_example(rng, self.real[index], sizes.real_prompts, self.canvas, shares))
+                examples.append(
+                    real_example(rng, self.real[index], sizes.real_prompts, self.canvas, self.recipe.real_shares)
+                )
             for index in rng.choice(len(self.real), sizes.inserted, p=share):
                 painted = inserted_example(rng, self.real[index], sizes.prompts, self.canvas)
                 examples += [] if painted is None else [painted]
@@ -152,7 +153,7 @@ def load_real(
     grouped: dict[tuple[Path, str, Part | None], list[ManifestRow]] = defaultdict(list)
     for row, part in parted(_allowed(rows, settings), settings.split_unit):
         if part != "test":
-            grouped[row.image, patient_of(row), part] += [row] if _real_rows(row, settings.zones) else []
+            grouped[row.image, row.patient_name, part] += [row] if _real_rows(row, settings.zones) else []
     shown = {key: found for key, found in grouped.items() if found}
     if rows and not shown:
         log.warning("none of %d rows may be trained on: see `licences`, `folds` and the rows' split", len(rows))
@@ -193,15 +194,15 @@ def _part(manifest: Path, row: ManifestRow) -> Part | None:
 
 def _allowed(rows: list[ManifestRow], settings: RealSettings) -> list[ManifestRow]:
     """The rows of patients whose licence allows training and who are not of the fold that is kept out."""
-    patients = {patient_of(row) for row in rows}
+    patients = {row.patient_name for row in rows}
     allowed = set(patients)
     if settings.licences == "stated":
-        allowed = licensed_patients((patient_of(row), row.license or "") for row in rows)
+        allowed = licensed_patients((row.patient_name, row.license or "") for row in rows)
         if allowed != patients:
             log.info("%d of %d patients are left out for their licence", len(patients - allowed), len(patients))
     if settings.folds is not None:
         allowed -= fold_patients(sorted(patients), settings.folds)[settings.fold]
-    return [row for row in rows if patient_of(row) in allowed]
+    return [row for row in rows if row.patient_name in allowed]
 
 
 def parted(rows: list[ManifestRow], unit: Literal["patient", "row"]) -> list[tuple[ManifestRow, Part | None]]:
@@ -211,16 +212,11 @@ def parted(rows: list[ManifestRow], unit: Literal["patient", "row"]) -> list[tup
         return list(zip(rows, own, strict=True))
     of_patient: dict[str, Part | None] = {}
     for row, part in zip(rows, own, strict=True):
-        of_patient[patient_of(row)] = max(of_patient.get(patient_of(row)), part, key=HELD_BACK.index)
-    moved = sum(part != "test" and of_patient[patient_of(row)] == "test" for row, part in zip(rows, own, strict=True))
+        of_patient[row.patient_name] = max(of_patient.get(row.patient_name), part, key=HELD_BACK.index)
+    moved = sum(part != "test" and of_patient[row.patient_name] == "test" for row, part in zip(rows, own, strict=True))
     if moved:
         log.info("%d rows of patients of a test split are left out (split_unit: row would train on them)", moved)
-    return [(row, of_patient[patient_of(row)]) for row in rows]
-
-
-def patient_of(row: ManifestRow) -> str:
-    """The patient of a row; a picture without one counts as a patient of its own."""
-    return row.patient_name
+    return [(row, of_patient[row.patient_name]) for row in rows]
 
 
 def picture_side(canvas: int) -> int:

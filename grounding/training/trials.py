@@ -27,7 +27,7 @@ from grounding.training.examples import (
     spoken,
 )
 from grounding.training.frozen import Maker, Picture
-from grounding.training.material import fold_patients, load_real, patient_of
+from grounding.training.material import fold_patients, load_real
 from grounding.training.recipe import RealSettings
 from grounding.types import Box, Image
 
@@ -95,7 +95,7 @@ def real_tests(material: Material, canvas: int, folds: int) -> tuple[dict[str, t
         return tests, []
     names = [*material.real.manifests, *material.tests]
     read = {name: read_manifest(material.real.root / name) for name in dict.fromkeys(names)}
-    patients = {patient_of(row) for rows in read.values() for row in rows}
+    patients = {row.patient_name for rows in read.values() for row in rows}
     for name in material.tests:
         groups: dict[Path, list[ManifestRow]] = defaultdict(list)
         for row in read[name]:
@@ -134,4 +134,4 @@ class _Films:
         image = load_image(rows[0].image)
         frame = Frame(image.shape[0], image.shape[1], self.canvas)
         example = _asked(image, frame, [(row.phrase, row.boxes) for row in rows])
-        return Picture(example, rows[0].image.stem, patient_of(rows[0]), tuple(row.label or "" for row in rows))
+        return Picture(example, rows[0].image.stem, rows[0].patient_name, tuple(row.label or "" for row in rows))

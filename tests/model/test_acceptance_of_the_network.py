@@ -367,7 +367,7 @@ def test_10_the_position_follows_from_the_centre_of_the_box(centre: tuple[float,
 
 @pytest.mark.skipif(not NIH_BOXES.is_file(), reason="the box list of ChestX-ray8 is not here")
 def test_10_the_position_rule_makes_the_phrases_of_the_published_list() -> None:
-    """Of its 984 boxes (838 with a position) 976 are here: those of pictures that are kept apart are not."""
+    """Of its 984 boxes (838 with a position) 976 are here."""
     rows = [json.loads(line) for line in NIH_BOXES.read_text(encoding="utf-8").splitlines()]
     phrases = [positioned_phrase(row["label"], tuple(box)) for row in rows for box in row["boxes"]]
     placed = [phrase.partition(", position: ")[2] for phrase in phrases if "position" in phrase]

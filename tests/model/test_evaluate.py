@@ -218,8 +218,8 @@ def test_a_phrase_in_other_words_is_forced_where_the_report_says_it() -> None:
         report="Clear lungs. The heart is enlarged.",
     )
     unsaid = dataclasses.replace(row, phrase="pneumothorax")
-    read = lambda _: np.zeros((50, 50), np.float32)  # noqa: E731
-    figures = evaluate(predictor, [row, unsaid], "forced", read_image=read, blind=False)
+    grey = np.zeros((50, 50), np.float32)
+    figures = evaluate(predictor, [row, unsaid], "forced", read_image=lambda _: grey, blind=False)
     assert (figures["not_verbatim"], figures["not_supported"], figures["n"]) == (2, 1, 1)
 
 
