@@ -120,6 +120,10 @@ def read_plan(path: Path) -> Plan:
     missing = sorted(set(plan.references) - set(names))
     if missing or len(set(names)) < len(names):
         raise RecipeError(f"the ablation {path} cannot be used: rows need different names, and {missing} are no rows")
+    sets = {"phantom-test", *(str(Path(name).with_suffix("")) for name in plan.material.tests)}
+    unknown = sorted({name for names in plan.together for name in names} - sets)
+    if unknown:
+        raise RecipeError(f"the ablation {path} cannot be used: together: {unknown} are none of {sorted(sets)}")
     return plan
 
 

@@ -11,9 +11,11 @@ import torch
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
 from grounding.network.model import KnowMVG
+from grounding.predictor import Predictor
 from grounding.tokens import GroundingTokenizer
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.examples import Answer, Example, Prompt
+from grounding.types import ModelIdentity
 
 OFF: dict[str, Any] = {
     "knowledge": {"prompts": False, "prior_map": False},
@@ -80,6 +82,15 @@ def stir(network: KnowMVG, seed: int = 1) -> None:
                 weight.fill_(0.7)
             if "delta_head.2" in name or "coarse_head.2.weight" in name:
                 weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+
+
+def make_predictor(**sections: dict[str, Any]) -> Predictor:
+    """A random tiny network as the callable product; it often closes a phrase with a box."""
+    network = make_network(seed=3, **sections)
+    stir(network)
+    with torch.no_grad():
+        network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
+    return Predictor(network, tiny_tokens(), load_bank(), ModelIdentity("tiny", "0", "0" * 64))
 
 
 def tiny_image(square: tuple[int, int, int, int] = (10, 20, 30, 50), seed: int = 0) -> np.ndarray[Any, Any]:

@@ -119,6 +119,11 @@ def test_sets_are_also_reported_together(tmp_path: Path, trunk_folder: Path, fil
     assert f"### set + phantom-test ({alone['set'] + alone['phantom-test']}" in table
 
 
+def test_a_set_that_is_not_tested_cannot_be_reported_together(tmp_path: Path, trunk_folder: Path, films: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sett.*are none of"):
+        read_plan(plan_at(tmp_path, trunk_folder, films, together=[["set", "sett"]]))
+
+
 def test_the_prior_row_runs_beside_the_others(tmp_path: Path, trunk_folder: Path, films: Path) -> None:
     plan = plan_at(tmp_path, trunk_folder, films, rows=[{"name": "Prior", "network": "prior"}], references=[])
     assert "| Prior | 2 |" in ablate(plan)

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from grounding.copying import Emission
-from grounding.knowledge import load_bank
 from grounding.network.language import PhraseStates
 from grounding.predictor import Predictor, ReadPhrase, first_of_each
 from grounding.text import read_plain_report
 from grounding.tokens import TextTokens
-from grounding.types import Grounder, ModelIdentity, ReportText
-from tests.model.networks import TEXTS, make_network, stir, tiny_image, tiny_tokens
+from grounding.types import Grounder, ReportText
+from tests.model.networks import TEXTS, make_predictor, tiny_image
 
 REPORT = read_plain_report(" ".join(TEXTS))
-
-
-def make_predictor(**sections: dict[str, Any]) -> Predictor:
-    network = make_network(seed=3, **sections)
-    stir(network)
-    with torch.no_grad():
-        network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
-    return Predictor(network, tiny_tokens(), load_bank(), ModelIdentity("tiny", "0", "0" * 64))
 
 
 PREDICTOR = make_predictor()

@@ -12,8 +12,7 @@ from grounding.network.decoder import DecodedBoxes
 from grounding.network.views import VIEWS, View, average_views, draw_views, match_slots
 from grounding.predictor import Predictor
 from grounding.text import read_plain_report
-from grounding.types import ModelIdentity
-from tests.model.networks import TEXTS, make_network, stir, tiny_image, tiny_tokens
+from tests.model.networks import TEXTS, make_predictor, tiny_image
 
 BOX = torch.tensor([0.42, 0.6, 0.2, 0.12])
 REPORT = read_plain_report(" ".join(TEXTS))
@@ -73,22 +72,18 @@ def test_slots_are_matched_phrase_by_phrase() -> None:
     assert torch.equal(shuffled[0].gather(1, order[1].unsqueeze(-1).expand(4, 3, 4)), boxes[0])
 
 
-def make_predictor(views: int) -> Predictor:
-    network = make_network(seed=3, decision={"views": views, "presence": 0.0})
-    stir(network)
-    with torch.no_grad():
-        network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
-    return Predictor(network, tiny_tokens(), load_bank(), ModelIdentity("tiny", "0", "0" * 64))
+def with_views(views: int) -> Predictor:
+    return make_predictor(decision={"views": views, "presence": 0.0})
 
 
 def test_more_views_find_the_same_phrases_and_other_boxes() -> None:
     images = [tiny_image(seed=1), tiny_image(seed=2)]
-    one, six = make_predictor(1).ground(images, REPORT).findings, make_predictor(6).ground(images, REPORT).findings
+    one, six = with_views(1).ground(images, REPORT).findings, with_views(6).ground(images, REPORT).findings
     assert one and [(f.phrase, f.source, f.image, f.negated) for f in one] == [
         (f.phrase, f.source, f.image, f.negated) for f in six
     ]
     assert [f.boxes for f in one] != [f.boxes for f in six]
-    assert six == make_predictor(6).ground(images, REPORT).findings
+    assert six == with_views(6).ground(images, REPORT).findings
     height, width = images[0].shape
     for finding in six:
         assert all(0 <= s.box.x1 <= s.box.x2 <= width and 0 <= s.box.y2 <= height for s in finding.boxes)
@@ -96,7 +91,7 @@ def test_more_views_find_the_same_phrases_and_other_boxes() -> None:
 
 def test_phrases_together_get_the_boxes_that_they_get_alone() -> None:
     predictor, phrases = (
-        make_predictor(6),
+        with_views(6),
         ["left pleural effusion", "enlarged heart", "right nodule", "no pneumothorax"],
     )
     together = predictor.ground_phrases(tiny_image(), phrases)
