@@ -253,7 +253,9 @@ class _Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             output = self.network(batch.pixels, batch.text)
         terms = losses(output, batch.text.labels, batch.targets, self.recipe.losses)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum() / self.recipe.accumulate)
+        total = torch.stack(list(terms.values())).sum() / self.recipe.accumulate
+        if total.requires_grad:  # not where the language model is frozen and no phrase is to be grounded
+            torch.autograd.backward(total)
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _share_gradients(self) -> None:
