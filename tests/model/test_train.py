@@ -127,6 +127,20 @@ def test_batches_of_a_step_count_as_one_batch(tmp_path: Path) -> None:
     assert all(torch.equal(value, after[1][name]) for name, value in after[0].items())
 
 
+def test_a_frozen_reader_hands_no_gradient_to_the_picture(tmp_path: Path) -> None:
+    run = _Training(read_recipe(recipe_at(tmp_path, train_language=False)), tmp_path, rank=1)
+    before = {name: value.clone() for name, value in run.network.own_state().items()}
+    run._one_step([run.batcher.collate(make_examples())], 0.0)
+    after = run.network.own_state()
+    moved = {name.partition(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "language" not in moved and {"backbone", "box_query", "decoder"} <= moved
+
+    unasked = Example(tiny_image(), (prompt("No effusion.", "effusion", negated=True),))
+    weights = {name: value.clone() for name, value in run.network.named_parameters()}
+    run._one_step([run.batcher.collate([unasked])], 0.0)
+    assert all(torch.equal(value, weights[name]) for name, value in run.network.named_parameters())
+
+
 def test_the_rate_falls_from_one_to_nothing() -> None:
     for shape in ("cosine", "linear"):
         assert fallen(shape, 0) == 1 and fallen(shape, 0.5) == pytest.approx(0.5) and fallen(shape, 1) == 0
