@@ -6,6 +6,8 @@ the picture is a box in the stored pixel matrix. Of several frames the first is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,9 @@ from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
 from dicom_node.errors import NotApplicableError
-from dicom_node.header import DECODE_ERRORS, read_items, read_lut, read_number, read_text, read_value
+from dicom_node.grayscale import Values, apply_modality, apply_voi_lut, apply_window
+from dicom_node.header import DECODE_ERRORS, read_number, read_text, read_value
 from grounding.types import Image
-
-Values = NDArray[np.float64]
-"""float64[H, W], stored or modality values of one frame."""
 
 MAX_PIXELS = 200_000_000
 """Larger frames than any radiograph are refused before memory is asked for."""
@@ -63,8 +63,20 @@ def render(ds: Dataset) -> Image:
 
     A constant image is 0.5 everywhere. Raises UnreadablePixelsError for any dataset that cannot be decoded.
     """
+    with _naming_damage(ds):
+        return _render(ds, _decode(ds))
+
+
+def decode_frame(ds: Dataset) -> NDArray[Any]:
+    """Return the first frame of `ds` as stored, [Rows, Columns] or [Rows, Columns, 3]; raises as `render` does."""
+    with _naming_damage(ds):
+        return _decode(ds)
+
+
+@contextmanager
+def _naming_damage(ds: Dataset) -> Iterator[None]:
     try:
-        return _render(ds)
+        yield
     except DECODE_ERRORS as error:
         raise UnreadablePixelsError(
             f"the pixels of instance {read_text(ds, 'SOPInstanceUID')} are damaged ({type(error).__name__}); "
@@ -72,13 +84,12 @@ def render(ds: Dataset) -> Image:
         ) from error
 
 
-def _render(ds: Dataset) -> Image:
-    stored = _decode(ds)
+def _render(ds: Dataset, stored: NDArray[Any]) -> Image:
     photometric = read_text(ds, "PhotometricInterpretation")
     if stored.ndim == 3:
         return _as_image(_stretch(stored[..., :3] @ LUMINANCE, *_bit_range(ds)))
     padding = _find_padding(ds, stored)
-    values = _apply_modality(ds, stored)
+    values = apply_modality(ds, stored)
     picture = _apply_window(ds, values, padding)
     if photometric == "MONOCHROME1":
         picture = 1.0 - picture
@@ -149,34 +160,6 @@ def _find_padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
     return padding if 0.0 < padding.mean() < 0.95 else None
 
 
-def _apply_modality(ds: Dataset, stored: NDArray[Any]) -> Values:
-    """Return modality values: a Modality LUT Sequence wins over rescale; an unusable one leaves the stored values."""
-    values = _finite(stored)
-    for item in read_items(ds, "ModalityLUTSequence")[:1]:
-        looked_up = _look_up(item, values)
-        if looked_up is not None:
-            return looked_up
-    slope, intercept = read_number(ds, "RescaleSlope"), read_number(ds, "RescaleIntercept")
-    if not slope or intercept is None:
-        return values
-    with np.errstate(over="ignore", invalid="ignore"):
-        rescaled = values * slope + intercept
-    return rescaled if np.isfinite(rescaled).all() else values
-
-
-def _look_up(item: Dataset, values: Values) -> Values | None:
-    """Return the entries of a LUT for `values`; those outside take its first or last (PS3.3 C.11.1.1)."""
-    lut = read_lut(item)
-    if lut is None:
-        return None
-    first, _, table = lut
-    return np.asarray(table[np.clip(np.rint(values) - first, 0, len(table) - 1).astype(np.intp)], np.float64)
-
-
-def _finite(stored: NDArray[Any]) -> Values:
-    return np.nan_to_num(np.asarray(stored, np.float64), posinf=0.0, neginf=0.0)
-
-
 def _apply_window(ds: Dataset, values: Values, padding: NDArray[np.bool_] | None) -> Values:
     """Return values in [0, 1]: the first window if it shows something, else the first VOI LUT, else percentiles."""
     shown = values[~padding] if padding is not None else values
@@ -185,10 +168,17 @@ def _apply_window(ds: Dataset, values: Values, padding: NDArray[np.bool_] | None
         low, high = float(shown.min()), float(shown.max())
     if low == high:
         return np.full_like(values, 0.5)
-    for picture in (_window(ds, values), _voi_lut(ds, values)):
+    for picture in (_first_window(ds, values), apply_voi_lut(ds, values)):
         if picture is not None and _has_contrast(picture if padding is None else picture[~padding]):
             return picture
     return _stretch(values, low, high)
+
+
+def _first_window(ds: Dataset, values: Values) -> Values | None:
+    """Return the picture of the first window, None where it is no wider than one value: that shows black and white."""
+    width = read_number(ds, "WindowWidth")
+    is_step = width is not None and width <= 1 and read_text(ds, "VOILUTFunction") in ("", "LINEAR")
+    return None if is_step else apply_window(ds, values)
 
 
 def _has_contrast(picture: Values) -> bool:
@@ -203,27 +193,3 @@ def _sample(values: Values) -> Values:
 
 def _stretch(values: Values, low: float, high: float) -> Values:
     return np.clip((values - low) / (high - low), 0.0, 1.0)
-
-
-def _window(ds: Dataset, values: Values) -> Values | None:
-    """Apply the first window (PS3.3 C.11.2.1.2.1, C.11.2.1.3), None where there is none that is usable."""
-    centre, width = read_number(ds, "WindowCenter"), read_number(ds, "WindowWidth")
-    if centre is None or width is None or not np.isfinite((centre, width)).all() or width <= 0:
-        return None
-    function = read_text(ds, "VOILUTFunction") or "LINEAR"
-    if function == "SIGMOID":
-        return np.asarray(1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -60.0, 60.0))))
-    if function == "LINEAR":
-        if width <= 1:
-            return None
-        centre, width = centre - 0.5, width - 1.0
-    return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
-
-
-def _voi_lut(ds: Dataset, values: Values) -> Values | None:
-    """Apply the first VOI LUT (PS3.3 C.11.2.1.1), None where there is none that is usable."""
-    for item in read_items(ds, "VOILUTSequence")[:1]:
-        lut, looked_up = read_lut(item), _look_up(item, values)
-        if lut is not None and looked_up is not None:
-            return looked_up / (2.0 ** lut[1] - 1.0)
-    return None
