@@ -25,15 +25,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.cli.archive import GSPS, StandInArchive
 from dicom_node.cli.demo_study import make_image_dataset, make_report_dataset
-from dicom_node.cli.ground import save_dicom
+from dicom_node.cli.ground import SR_NAME, save_dicom
 from dicom_node.clock import utc_now
 from dicom_node.config import ENVIRONMENT_PREFIX, DestinationSettings, ModelSettings, Settings, load_settings
 from dicom_node.errors import NodeError
-from dicom_node.pixels import render
 from dicom_node.queries import JobDetail, JobFilter, list_jobs, load_grounding, make_engine, make_sessions, show_job
 from dicom_node.results.findings import GroundedImage, findings_document
-from dicom_node.results.overlay import draw_overlay
 from dicom_node.results.reading import read_boxes
+from dicom_node.results.rendering import draw_report
 from dicom_node.scu import open_association
 from grounding.phantoms.study import make_study
 from grounding.types import Grounding
@@ -190,8 +189,7 @@ def _run_study(settings: Settings, node: Node, archive: StandInArchive, out: Pat
     if faults := find_faults(image, document, archive.instances):
         raise NodeError("the results do not agree: " + "; ".join(faults))
     tell("checked: same patient and study, boxes of SR and GSPS equal to the job database")
-    _write(out, document, archive.instances)
-    draw_overlay(render(image), grounding.findings).save(out / "overlay.png")
+    _write(out, document, archive.instances, image)
     return document
 
 
@@ -266,11 +264,16 @@ def _make_document(grounding: Grounding, image: Dataset) -> dict[str, Any]:
     return findings_document(grounding, images, str(image.StudyInstanceUID))
 
 
-def _write(out: Path, document: Mapping[str, Any], results: Sequence[Dataset]) -> None:
+def _write(out: Path, document: Mapping[str, Any], results: Sequence[Dataset], image: Dataset) -> None:
+    """Write what the archive holds, and the picture that its SR gives."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for ds in results:
-            save_dicom(ds, out / ("result.gsps.dcm" if ds.SOPClassUID == GSPS else "result.sr.dcm"))
+            if ds.SOPClassUID == GSPS:
+                save_dicom(ds, out / "result.gsps.dcm")
+            else:
+                save_dicom(ds, out / SR_NAME)
+                draw_report(ds, image).save(out / "overlay.png")
         text = json.dumps(document, indent=2, ensure_ascii=False)
         (out / "findings.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:

@@ -21,10 +21,13 @@ from dicom_node.report import Report, read_plain_report, read_report
 from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.overlay import draw_overlay
+from dicom_node.results.rendering import draw_report
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import Equipment, ResultInput, ResultOptions
 from grounding.sets.manifest import load_image
 from grounding.types import Grounder, Grounding, Image
+
+SR_NAME = "result.sr.dcm"
 
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 """How a file begins that has no preamble: file meta information, or the dataset, in little endian."""
@@ -74,10 +77,9 @@ def ground_source(source: Source, grounder: Grounder, settings: Settings, clock:
     grounding = grounder.ground([picture.pixels for picture in source.pictures], source.report.to_report_text())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [
-            *_write_results(source, grounding, settings, clock, out),
-            *_write_overlays(source, grounding, settings.results.min_confidence, out),
-        ]
+        files = _write_results(source, grounding, settings, clock, out)
+        report = read_dicom(out / SR_NAME) if SR_NAME in files else None
+        files += _write_overlays(source, grounding, settings.results.min_confidence, report, out)
         document = _make_document(source, grounding, settings.results.min_confidence)
         (out / "findings.json").write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
@@ -170,7 +172,7 @@ def _write_results(source: Source, grounding: Grounding, settings: Settings, clo
             gsps=settings.results.gsps,
         ),
     )
-    built = {"result.sr.dcm": build_sr(result) if settings.results.sr else None}
+    built = {SR_NAME: build_sr(result) if settings.results.sr else None}
     for index in range(len(source.headers)):
         built[number_name("result.gsps.dcm", index + 1)] = build_gsps(result, index)
     for name, ds in built.items():
@@ -180,11 +182,17 @@ def _write_results(source: Source, grounding: Grounding, settings: Settings, clo
     return [name for name, ds in built.items() if ds is not None]
 
 
-def _write_overlays(source: Source, grounding: Grounding, min_confidence: float, out: Path) -> list[str]:
+def _write_overlays(
+    source: Source, grounding: Grounding, min_confidence: float, report: Dataset | None, out: Path
+) -> list[str]:
+    """Draw what the SR says, as a viewer reads it; the findings themselves only where no SR is written."""
     names = []
     for index, picture in enumerate(source.pictures):
         names.append(number_name("overlay.png", index + 1))
-        drawn = draw_overlay(picture.pixels, grounding.findings, image_index=index, min_confidence=min_confidence)
+        if report is not None and picture.header is not None:
+            drawn = draw_report(report, picture.header)
+        else:
+            drawn = draw_overlay(picture.pixels, grounding.findings, image_index=index, min_confidence=min_confidence)
         drawn.save(out / names[-1])
     return names
 
@@ -205,10 +213,10 @@ def _make_notes(source: Source, files: Sequence[str]) -> tuple[str, ...]:
     if not source.headers:
         return ("No SR and no presentation state: they can refer to DICOM images only.",)
     notes = []
-    if source.report_header is None and "result.sr.dcm" in files:
+    if source.report_header is None and SR_NAME in files:
         notes.append("The SR names no source report, as a plain text has no UID to refer to.")
     if not any(name.startswith("result.gsps") for name in files):
         notes.append("No presentation state: no box was found, or results.gsps is false.")
-    if "result.sr.dcm" not in files:
+    if SR_NAME not in files:
         notes.append("No SR: results.sr is false, or nothing was found and results.when_nothing_localized is none.")
     return tuple(notes)

@@ -18,7 +18,8 @@ from dicom_node.results import luts
 from dicom_node.results.identity import device_uid, result_uids, tracking_uid
 from dicom_node.results.labels import Rect, place_labels
 from dicom_node.results.modules import add_equipment, copy_for_writing, stamp
-from dicom_node.results.sr_tree import read_spacing, refer_to, trace_corners, tracking_identifier
+from dicom_node.results.shapes import trace_corners
+from dicom_node.results.sr_tree import read_spacing, refer_to, tracking_identifier
 from dicom_node.results.values import Mark, ResultInput, has_gsps, read_size, select_result_marks
 
 SERIES_NUMBER = 9002

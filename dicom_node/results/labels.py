@@ -9,19 +9,26 @@ Rect = tuple[float, float, float, float]
 
 
 def place_labels(
-    boxes: Sequence[Rect], sizes: Sequence[tuple[float, float]], width: float, height: float
+    boxes: Sequence[Rect],
+    sizes: Sequence[tuple[float, float]],
+    width: float,
+    height: float,
+    wished: Sequence[tuple[float, float] | None] = (),
 ) -> list[Rect]:
     """Return a rectangle of each of `sizes` (width, height) for the label of each box, in a picture of width x height.
 
-    Tried in order: above the box, below it, inside its top edge, beside it, then row by row down the picture. A label
-    larger than the picture is cut to it.
+    Tried in order: the corner `wished` for, if any, then above the box, below it, inside its top edge and beside it,
+    first where no other box is covered, then row by row down the picture. A label larger than the picture is cut to it.
     """
     placed: list[Rect] = []
-    for box, (wanted_width, wanted_height) in zip(boxes, sizes, strict=True):
+    wishes = [[corner] if corner is not None else [] for corner in wished] or [[] for _ in boxes]
+    for box, (wanted_width, wanted_height), wish in zip(boxes, sizes, wishes, strict=True):
         size = min(wanted_width, width), min(wanted_height, height)
-        candidates = [_keep_inside(corner, size, width, height) for corner in _corners(box, size)]
-        rows = int(height // size[1])
-        candidates += [_keep_inside((box[0], row * size[1]), size, width, height) for row in range(rows)]
+        near = [_keep_inside(corner, size, width, height) for corner in _corners(box, size)]
+        clear = [rect for rect in near if not any(_overlap(rect, other) for other in boxes if other != box)]
+        rows = [(box[0], row * size[1]) for row in range(int(height // size[1]))]
+        wanted, far = ([_keep_inside(corner, size, width, height) for corner in some] for some in (wish, rows))
+        candidates = [*wanted, *clear, *near, *far]
         free = (rect for rect in candidates if not any(_overlap(rect, other) for other in placed))
         placed.append(next(free, candidates[0]))
     return placed

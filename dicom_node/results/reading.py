@@ -38,18 +38,18 @@ def read_boxes(ds: Dataset) -> list[ReadBox]:
     """Return the boxes of an SR or a presentation state of the node, in the order written; score in [0, 1]."""
     if read_text(ds, "Modality") == "PR":
         return list(_read_graphics(ds))
-    groups = (item for item in walk_tree(ds) if _is_named(item, codes.MEASUREMENT_GROUP.value))
+    groups = (item for item in walk_tree(ds) if is_named(item, codes.MEASUREMENT_GROUP.value))
     return [_read_group(group) for group in groups]
 
 
 def read_remarks(ds: Dataset) -> list[ReadRemark]:
     """Return the phrases that an SR of the node lists without a box."""
-    containers = (item for item in walk_tree(ds) if _is_named(item, codes.QUALITATIVE_EVALUATIONS.value))
+    containers = (item for item in walk_tree(ds) if is_named(item, codes.QUALITATIVE_EVALUATIONS.value))
     phrases = (item for container in containers for item in container.ContentSequence)
     return [
         ReadRemark(read_text(phrase, "TextValue"), _coded(phrase, codes.STATUS.value) or "")
         for phrase in phrases
-        if _is_named(phrase, codes.FINDING.value)
+        if is_named(phrase, codes.FINDING.value)
     ]
 
 
@@ -57,7 +57,7 @@ def _read_group(group: Dataset) -> ReadBox:
     region = _child(group, codes.IMAGE_REGION.value)
     image = read_items(region.ContentSequence[0], "ReferencedSOPSequence")[0]
     certainty = read_items(_child(group, codes.CERTAINTY.value), "MeasuredValueSequence")[0]
-    finding = _find_child(group, codes.FINDING.value)
+    finding = find_child(group, codes.FINDING.value)
     return ReadBox(
         read_text(_child(group, codes.COMMENT.value), "TextValue"),
         read_text(image, "ReferencedSOPInstanceUID"),
@@ -89,22 +89,24 @@ def _read_corners(item: Dataset) -> Box:
 
 
 def _child(item: Dataset, code: str) -> Dataset:
-    child = _find_child(item, code)
+    child = find_child(item, code)
     if child is None:
         raise ValueError(f"the content item has no child named {code}: this is no result of the node")
     return child
 
 
-def _find_child(item: Dataset, code: str) -> Dataset | None:
-    return next((child for child in read_items(item, "ContentSequence") if _is_named(child, code)), None)
+def find_child(item: Dataset, code: str) -> Dataset | None:
+    """Return the first item below `item` whose concept name has this code."""
+    return next((child for child in read_items(item, "ContentSequence") if is_named(child, code)), None)
 
 
 def _coded(item: Dataset, code: str) -> str | None:
-    child = _find_child(item, code)
+    child = find_child(item, code)
     value = read_concept(child, "ConceptCodeSequence") if child is not None else None
     return value.code if value is not None else None
 
 
-def _is_named(item: Dataset, code: str) -> bool:
+def is_named(item: Dataset, code: str) -> bool:
+    """Tell whether the concept name of a content item has this code."""
     name = read_concept(item, "ConceptNameCodeSequence")
     return name is not None and name.code == code

@@ -28,8 +28,9 @@ from pydicom.sr.coding import Code
 from dicom_node.header import MANUFACTURER, read_number, read_text, read_value
 from dicom_node.results import codes
 from dicom_node.results.identity import remark_uid, tracking_uid
+from dicom_node.results.shapes import trace_corners
 from dicom_node.results.values import GSPS_SOP_CLASS, Mark, Remark, ResultInput, read_size
-from grounding.types import Box, Finding
+from grounding.types import Finding
 
 SINGLE_FRAME_CLASSES = frozenset(
     {
@@ -58,12 +59,6 @@ def refer_to(image: Dataset) -> ImageReference:
     sop_class_uid = read_text(image, "SOPClassUID")
     has_frames = (read_number(image, "NumberOfFrames") or 1) > 1 and sop_class_uid not in SINGLE_FRAME_CLASSES
     return ImageReference(sop_class_uid, read_text(image, "SOPInstanceUID"), [1] if has_frames else None)
-
-
-def trace_corners(box: Box) -> NDArray[np.float32]:
-    """Return float32[5, 2], the closed rectangle as (column, row) points: TL TR BR BL TL."""
-    x1, y1, x2, y2 = box.xyxy
-    return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2], [x1, y1]], np.float32)
 
 
 def read_spacing(image: Dataset) -> tuple[float, float] | None:

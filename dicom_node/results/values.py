@@ -99,7 +99,7 @@ class Mark:
     def label(self) -> str:
         """The short text beside the box: "2 Pleural effusion"; the phrase where the finding has no code."""
         name = self.finding.finding.meaning if self.finding.finding is not None else self.finding.phrase
-        return f"{self.number} {name if len(name) <= 40 else name[:37].rstrip() + '...'}"
+        return write_label(self.number, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,11 @@ class Remark:
 
     finding: Finding
     status: Code
+
+
+def write_label(number: int, name: str) -> str:
+    """Return the short text beside box `number`."""
+    return f"{number} {name if len(name) <= 40 else name[:37].rstrip() + '...'}"
 
 
 def read_size(image: Dataset) -> tuple[int, int]:

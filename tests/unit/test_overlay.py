@@ -29,9 +29,10 @@ def test_box_is_drawn_where_it_was_found():
     scale = picture.shape[0] / 140
     rows, columns = np.nonzero(find_coloured(picture[:, : round(96 * scale)]))
     left, top, right, bottom = (value * scale for value in box)
-    assert columns.min() == pytest.approx(left, abs=2)
-    assert columns.max() >= right - 2
-    assert rows.max() == pytest.approx(bottom, abs=2)
+    half = 2  # of the stroke, whose middle is the edge of the box
+    assert columns.min() == pytest.approx(left - half, abs=1)
+    assert columns.max() >= right
+    assert rows.max() + 1 == pytest.approx(bottom + half, abs=1)
     inside = picture[round(top) + 15 : round(bottom) - 15, round(left) + 15 : round(right) - 15]
     assert not find_coloured(inside).any()
 
