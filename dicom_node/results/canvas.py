@@ -28,6 +28,9 @@ HALO = 1.5
 LINE_HEIGHT = 1.25
 """Distance between lines of text as a multiple of its size."""
 
+TEXT_MARGIN = 0.2
+"""Free at the left and at the right of a text, where its rim is, as a multiple of its size."""
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -55,11 +58,15 @@ def stroke_width(size: int) -> int:
 
 
 def draw_lines(picture: PillowImage.Image, lines: Sequence[Points], colour: str, width: float) -> None:
-    """Stroke `lines` with a dark rim; a line of one point is a cross."""
-    lines = [part for line in lines for part in (_make_cross(line[0], 3.0 * width) if len(line) == 1 else [line])]
+    """Stroke `lines` with a dark rim."""
     for shade, breadth in ((DARK, width + 2 * HALO), (colour, width)):
         for line in lines:
             _stroke(picture, line, shade, breadth)
+
+
+def cross_points(lines: Sequence[Points], width: float) -> list[Points]:
+    """Return lines that can be seen when stroked: each of a single point becomes a cross."""
+    return [part for line in lines for part in (_make_cross(line[0], 3.0 * width) if len(line) == 1 else [line])]
 
 
 def fill_area(picture: PillowImage.Image, line: Points, colour: str, opacity: float = 0.3) -> None:
@@ -73,11 +80,17 @@ def draw_text(
     picture: PillowImage.Image, place: Rect, lines: Sequence[str], size: int, colour: str, align: float = 0.0
 ) -> None:
     """Write lines of text with a dark rim into `place`; `align` 0 at its left, 0.5 in its middle, 1 at its right."""
-    draw, font = ImageDraw.Draw(picture), load_font(size)
+    draw, font, margin = ImageDraw.Draw(picture), load_font(size), size * TEXT_MARGIN
     for row, text in enumerate(lines):
-        left = place[0] + align * (place[2] - place[0] - font.getlength(text))
+        left = place[0] + margin + align * (place[2] - place[0] - 2 * margin - font.getlength(text))
         top = place[1] + row * LINE_HEIGHT * size
         draw.text((left, top), text, fill=colour, font=font, stroke_width=max(1, size // 10), stroke_fill=DARK)
+
+
+def measure_text(lines: Sequence[str], size: int) -> tuple[float, float]:
+    """Return width and height of the place that `draw_text` needs."""
+    font = load_font(size)
+    return max(font.getlength(line) for line in lines) + 2 * size * TEXT_MARGIN, LINE_HEIGHT * size * len(lines)
 
 
 def draw_tag(picture: PillowImage.Image, place: Rect, text: str, size: int, colour: str) -> None:

@@ -71,8 +71,8 @@ def draw_page(
 
 
 def _draw_regions(picture: PillowImage.Image, regions: Sequence[Region], scale: Points, size: int) -> None:
-    placed = [[line * scale for line in region.lines] for region in regions]
     width = canvas.stroke_width(size)
+    placed = [canvas.cross_points([line * scale for line in region.lines], width) for region in regions]
     for region, lines in zip(regions, placed, strict=True):
         canvas.draw_lines(picture, lines, region.colour, width)
     font = canvas.load_font(size)

@@ -146,7 +146,7 @@ def _draw_layers(picture: PillowImage.Image, layers: Sequence[Layer]) -> None:
     width = canvas.stroke_width(canvas.text_size(picture))
     texts = [writing for layer in layers for writing in layer.writings]
     sizes = [_fit_text(picture, writing) for writing in texts]
-    extents = [_measure(writing.lines, size) for writing, size in zip(texts, sizes, strict=True)]
+    extents = [canvas.measure_text(writing.lines, size) for writing, size in zip(texts, sizes, strict=True)]
     wished = [_find_corner(writing, extent) for writing, extent in zip(texts, extents, strict=True)]
     places = place_labels([writing.box for writing in texts], extents, picture.width, picture.height, wished)
     placed = iter(zip(sizes, places, strict=True))
@@ -165,7 +165,7 @@ def _draw_shape(picture: PillowImage.Image, shape: Shape, colour: str, width: fl
     lines = trace_shape(shape)
     if shape.is_filled:
         canvas.fill_area(picture, lines[0], colour)
-    canvas.draw_lines(picture, lines, colour, width)
+    canvas.draw_lines(picture, canvas.cross_points(lines, width), colour, width)
 
 
 def _fit_text(picture: PillowImage.Image, writing: Writing) -> int:
@@ -174,14 +174,9 @@ def _fit_text(picture: PillowImage.Image, writing: Writing) -> int:
     if not writing.is_boxed:
         return least
     left, top, right, bottom = writing.box
-    width, height = _measure(writing.lines, 100)
+    width, height = canvas.measure_text(writing.lines, 100)
     size = min(100.0 * (right - left) / width, 100.0 * (bottom - top) / height, MAX_TEXT * picture.height)
     return max(round(size), round(0.8 * least))
-
-
-def _measure(lines: Sequence[str], size: int) -> tuple[float, float]:
-    font = canvas.load_font(size)
-    return max(font.getlength(line) for line in lines), canvas.LINE_HEIGHT * size * len(lines)
 
 
 def _find_corner(writing: Writing, extent: tuple[float, float]) -> tuple[float, float] | None:

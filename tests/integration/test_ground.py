@@ -19,6 +19,7 @@ from dicom_node.cli.ground import Outcome, ground_source, read_source
 from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
 from dicom_node.results.reading import read_boxes
+from dicom_node.results.rendering import draw_report
 from grounding.sets.manifest import ManifestError
 from grounding.types import Grounding, Image, ReportText
 from tests.builders import encode, make_cxr_dataset, make_report_dataset, write
@@ -70,7 +71,7 @@ def test_a_dicom_study_gives_sr_gsps_picture_and_findings(tmp_path: Path, ground
         assert (ds.StudyInstanceUID, ds.PatientID) == (image.StudyInstanceUID, image.PatientID)
         assert [found.box.xyxy for found in read_boxes(ds)] == boxes
     with PilImage.open(written / "overlay.png") as picture:
-        assert picture.mode == "RGB"
+        assert picture.tobytes() == draw_report(dcmread(written / "result.sr.dcm"), image).tobytes()
 
 
 def test_several_images_have_a_presentation_state_and_a_picture_each(tmp_path: Path, ground: Ground) -> None:

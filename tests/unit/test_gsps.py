@@ -131,6 +131,13 @@ def test_label_is_above_its_box_where_there_is_room_and_below_where_not():
     assert below == (50, 90, 80, 100)
 
 
+def test_label_keeps_off_other_boxes_and_takes_the_corner_wished_for():
+    boxes = [(50.0, 60.0, 90.0, 90.0), (60.0, 40.0, 80.0, 62.0)]
+    assert place_labels(boxes, [(30, 10), (30, 10)], 300, 200) == [(50, 90, 80, 100), (60, 30, 90, 40)]
+    wished = place_labels(boxes, [(30, 10), (30, 10)], 300, 200, [(50, 50), (52, 52)])
+    assert wished == [(50, 50, 80, 60), (60, 30, 90, 40)]
+
+
 def test_whole_image_is_displayed_with_its_spacing():
     (area,) = build().DisplayedAreaSelectionSequence
     assert list(area.DisplayedAreaTopLeftHandCorner) == [1, 1]
