@@ -20,6 +20,9 @@ Points = NDArray[np.float64]
 POINTS_NEEDED = {"POINT": 1, "MULTIPOINT": 1, "POLYLINE": 2, "INTERPOLATED": 2, "CIRCLE": 2, "ELLIPSE": 4}
 """Graphic types and how many points each has at least (PS3.3 C.18.6.1.2, C.10.5.1.2)."""
 
+FARTHEST = 1e9
+"""Pixels; no graphic reaches that far, and sums of larger numbers lose whole pixels."""
+
 ROUND_STEPS = 180
 """Corners of a circle or an ellipse: on a film of 3,000 pixels they lie a fifth of a pixel inside the curve."""
 
@@ -42,12 +45,13 @@ def read_shape(item: Dataset) -> Shape | None:
 
 
 def read_points(item: Dataset, keyword: str) -> Points:
-    """Return the pairs of numbers in `keyword`; none at all where one of them is no finite number."""
+    """Return the pairs of numbers in `keyword`; none at all where one of them is no number, or absurd."""
     try:
         values = np.atleast_1d(np.asarray(read_value(item, keyword), np.float64))
     except DECODE_ERRORS:
         return np.empty((0, 2))
-    return values[: len(values) // 2 * 2].reshape(-1, 2) if np.isfinite(values).all() else np.empty((0, 2))
+    is_usable = bool((np.abs(values) < FARTHEST).all())  # not so for NaN
+    return values[: len(values) // 2 * 2].reshape(-1, 2) if is_usable else np.empty((0, 2))
 
 
 def trace_shape(shape: Shape) -> tuple[Points, ...]:

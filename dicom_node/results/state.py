@@ -47,11 +47,6 @@ class View:
     is_flipped: bool
     area: Rect
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height on the screen."""
-        return (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
-
     def turn(self, picture: NDArray[Any]) -> NDArray[Any]:
         """Return an array of `height` x `width` as it lies on the screen."""
         turned = np.rot90(picture, -self.quarter_turns)

@@ -48,7 +48,7 @@ def test_picture_is_legible_at_any_size(rows):
 
 @pytest.mark.parametrize("shape", [(2, 3000), (3000, 2), (1, 1)])
 def test_strange_shapes_are_drawn(shape):
-    picture = draw_overlay(np.zeros(shape, np.float32), [make_finding("x" * 400)])
+    picture = draw_overlay(np.zeros(shape, np.float32), [make_finding("x" * 400, (0, 0, shape[1], shape[0]))])
     assert max(picture.size) < 6000
 
 

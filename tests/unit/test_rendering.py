@@ -240,6 +240,22 @@ def test_what_the_state_does_not_say_is_an_identity_whatever_the_image_says():
     assert show_ramp(image) == list(range(256))
 
 
+def test_identity_spans_what_can_be_stored_signed_or_not():
+    values = np.tile(np.arange(-128, 128, dtype=np.int8), (900, 4))
+    assert show_ramp(make_cxr_dataset(pixels=values)) == list(range(256))
+    twelve_bits = np.tile(np.arange(0, 4096, 16, dtype=np.uint16), (900, 4))
+    assert show_ramp(make_cxr_dataset(pixels=twelve_bits)) == pytest.approx(
+        np.arange(0, 4096, 16) / 4095 * 255, abs=0.5
+    )
+
+
+def test_identity_spans_the_values_of_float_pixels():
+    image = make_cxr_dataset(pixels=RAMP, BitsAllocated=32)
+    del image.PixelData
+    image.FloatPixelData = (np.tile(np.arange(256, dtype=np.float32), (900, 4)) / 256).tobytes()
+    assert show_ramp(image) == list(range(256))
+
+
 def test_inverse_shape_turns_black_to_white():
     assert show_ramp(PresentationLUTShape="INVERSE") == REVERSED
 
@@ -388,10 +404,24 @@ def test_filled_graphic_is_seen_through():
 
 
 @pytest.mark.parametrize(
-    ("kind", "points"), [("SPLINE", [1, 2, 3, 4]), ("POLYLINE", [1, 2]), ("POLYLINE", [float("nan")] * 4)]
+    ("kind", "points"),
+    [
+        ("SPLINE", [1, 2, 3, 4]),
+        ("POLYLINE", [1, 2]),
+        ("POLYLINE", [float("nan")] * 4),
+        ("POLYLINE", [1, 2, 3e38, 4]),
+        ("POINT", [-90, 5]),
+    ],
 )
 def test_graphic_that_is_none_is_left_out(kind, points):
     assert not np.ptp(annotate(make_grey(), make_graphic(kind, points)), axis=2).any()
+
+
+def test_text_that_says_nothing_or_has_no_place_is_left_out():
+    nowhere, silent = Dataset(), Dataset()
+    nowhere.UnformattedTextValue = "Finding"
+    silent.UnformattedTextValue, silent.AnchorPoint = " ", [10, 20]
+    assert not np.ptp(annotate(make_grey(), texts=[nowhere, silent]), axis=2).any()
 
 
 @pytest.mark.parametrize("corner", [(10, 20), (790, 990), (-50, 400), (700, -3)])
@@ -560,6 +590,17 @@ def test_report_without_phrases_says_so():
     assert read_listed(sr) == [("", "The report names no finding that was looked for in the image.")]
 
 
+def test_box_of_another_frame_is_not_drawn():
+    image = make_cxr_dataset(NumberOfFrames=3, SOPClassUID=MULTI_FRAME_SC)
+    sr = build_sr(make_result_input(image))
+    assert sr is not None
+    assert len(read_regions(sr, image.SOPInstanceUID)) == 2
+    for item in walk_tree(sr):
+        if item.ValueType == "IMAGE":
+            item.ReferencedSOPSequence[0].ReferencedFrameNumber = 2
+    assert read_regions(sr, image.SOPInstanceUID) == []
+
+
 def test_report_of_another_image_is_refused():
     sr = build_sr(make_result_input())
     assert sr is not None
@@ -590,6 +631,8 @@ def test_report_of_another_maker_is_drawn():
     diameter.ContentSequence = [
         make_coordinates("CIRCLE", [400, 600, 450, 600], make_image_item(image), "INFERRED FROM")
     ]
+    astray = make_item(None, None, "SELECTED FROM", ReferencedContentItemIdentifier=[1, 99])  # type: ignore[arg-type]
+    diameter.ContentSequence.append(make_coordinates("POINT", [1, 2], astray, "INFERRED FROM"))
     nodule = make_coded_item(("27925004", "SCT", "Nodule"))
     report = make_report_dataset(
         [
