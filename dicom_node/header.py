@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
@@ -38,6 +38,7 @@ DECODE_ERRORS: tuple[type[Exception], ...] = (
     struct.error,
     zlib.error,
     InvalidDicomError,
+    BytesLengthException,
 )
 """What pydicom and its decoders raise on damaged elements, as seen on the fuzzed samples and read in their source."""
 

@@ -24,6 +24,16 @@ def test_identity_is_copied_as_it_is():
     assert "PixelData" not in identity
 
 
+@pytest.mark.parametrize("keyword", ["Rows", "PixelPaddingValue"])
+def test_number_of_a_wrong_length_is_none(keyword):
+    """pydicom raises an exception of its own here, which is none of Python's."""
+    ds = make_cxr_dataset()
+    tag = pydicom.tag.Tag(keyword)
+    ds[tag] = pydicom.dataelem.RawDataElement(tag, "US", 3, b"\1\2\3", 0, False, True)
+    assert read_number(ds, keyword) is None
+    assert read_text(ds, keyword) == ""
+
+
 def test_empty_header_gives_all_type_2_attributes_blank():
     identity = copy_identity(Dataset())
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
