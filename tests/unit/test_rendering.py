@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image as PilImage
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import PermanentError
+from dicom_node.header import DECODE_ERRORS
 from dicom_node.pixels import UnreadablePixelsError, render
 from dicom_node.report import read_plain_report
 from dicom_node.results.gsps import build_gsps
@@ -546,6 +549,29 @@ def test_image_without_pixels_and_damaged_state_are_refused():
     del image.PixelData
     with pytest.raises(UnreadablePixelsError):
         draw_presentation_state(make_state(image), image)
+
+
+@pytest.mark.parametrize("draw", [draw_presentation_state, draw_report])
+def test_damaged_object_is_drawn_or_refused(draw):
+    result, damage = make_result_input(), random.Random(7)
+    built = build_gsps(result, 0) if draw is draw_presentation_state else build_sr(result)
+    assert built is not None
+    content, outcomes = encode(built), Counter[str]()
+    for _ in range(40):
+        damaged = bytearray(content)
+        for _ in range(damage.randint(4, 20)):
+            damaged[damage.randrange(600, len(damaged))] = damage.randrange(256)
+        try:
+            ds = decode(bytes(damaged))
+        except DECODE_ERRORS:
+            continue
+        try:
+            draw(ds, result.images[0])
+            outcomes["drawn"] += 1
+        except PermanentError:
+            outcomes["refused"] += 1
+    assert outcomes["drawn"]
+    assert outcomes["refused"]
 
 
 # ---- SR
