@@ -116,8 +116,13 @@ class SamSettings(PretrainedSettings):
 
 
 class ImageTextSettings(PretrainedSettings):
-    """An image-text-to-text model of transformers; `lora` is of its language model, None leaves all of it frozen."""
+    """An image-text-to-text model of transformers; `lora` is of its language model, None leaves all of it frozen.
 
+    `cache` is of the answers under way: `growing`; `static`, of fixed sizes; or `compiled`, static with steps that are
+    compiled at the first texts of each size and that a GPU replays as one graph.
+    """
+
+    cache: Literal["growing", "static", "compiled"] = "growing"
     lora: LoraSettings | None = LoraSettings(targets=("q_proj", "v_proj"))
     instruction: str = "Name each finding of the report that can be seen and ground it.\n"
 

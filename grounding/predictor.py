@@ -1,15 +1,16 @@
 """The callable product: images and a report in, findings with boxes out. The only reader of its inputs is the network.
 
-The report's sentences are read in one batch (a very long report in several), all phrases of an image are decoded in
-one batch, and an image is encoded once. No reference box or phrase can reach `ground`.
+Of all studies that are asked at once, the images are encoded together, the reports' sentences are read together and the
+phrases are decoded together, in batches that are bounded; an image is encoded once. No reference box or phrase can
+reach `ground`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,10 +24,12 @@ from grounding.network.views import average_views, draw_views
 from grounding.phrases import settle
 from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span
+from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, Span
 
-READ_AT_ONCE = 64
-"""Sentences that are read in one batch, so that memory does not grow with the report, and time grows as it does."""
+Item = TypeVar("Item")
+
+ENCODE_AT_ONCE, READ_AT_ONCE, DECODE_AT_ONCE = 8, 64, 256
+"""Images, sentences and phrases of one batch, so that memory does not grow with studies and reports, but time does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,43 @@ class ReadPhrase:
     phrase: str
     source: Span | None
     negated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Images as the network has seen them: V views of each, image by image; `blank`: nothing can be seen on it."""
+
+    features: SeenImages
+    blank: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Images and a report: `pieces` are what is read of it, (sentence, part of it), and `first` names its first image
+    among those of all studies that are asked at once."""
+
+    images: tuple[Image, ...]
+    report: ReportText
+    pieces: tuple[tuple[Span, Span], ...]
+    first: int
+
+    def words(self) -> list[str]:
+        """The texts of the pieces."""
+        return [self.report.text[piece.start : piece.end] for _, piece in self.pieces]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Phrases that are looked for in one image, with a row of `states` each.
+
+    The image is the `picture`-th of those that were encoded, and the `number`-th of its study.
+    """
+
+    image: Image
+    number: int
+    picture: int
+    phrases: tuple[ReadPhrase, ...]
+    states: PhraseStates
 
 
 class Predictor:
@@ -59,23 +99,64 @@ class Predictor:
         """Where the network computes."""
         return next(self._network.parameters()).device
 
-    @torch.inference_mode()
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Find the diagnostic phrases of `report` and the boxes of each in every image of `images`."""
-        pieces = [(s, piece) for s in report.sentences for piece in self._processor.pieces(s, report.text)]
-        if not images or not pieces:
-            return Grounding(self._identity, ())
-        words = [report.text[piece.start : piece.end] for _, piece in pieces]
-        texts = [(text, self._processor.encode(text)) for text in words]
-        features = [self._encode(image) for image in images]
-        answers, states, made_up = self._read(features[0], texts)
-        phrases = read_phrases(report.text, pieces, answers)
+        return self.ground_many([(images, report)])[0]
+
+    @torch.inference_mode()
+    def ground_many(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Grounding]:
+        """Ground studies together, each (its images, its report): what `ground` gives for each, up to rounding."""
+        held = self._studies(studies)
+        if not any(study.pieces for study in held):
+            return [Grounding(self._identity, ()) for _ in held]
+        pictures = self._see([image for study in held for image in study.images])
+        texts = [(text, self._processor.encode(text)) for study in held for text in study.words()]
+        where = [study.first for study in held for _ in study.pieces]
+        answers, states, made_up = self._read(pictures, texts, where)
+        asked: list[Asked] = []
+        owners: list[int] = []
+        read = said = 0
+        invented = []
+        for number, study in enumerate(held):
+            rows = slice(read, read := read + len(study.pieces))
+            own = slice(said, said := said + sum(map(len, answers[rows])))
+            invented.append(sum(made_up[rows]))
+            found = self._ask(study, pictures, texts[rows], answers[rows], states[own])
+            asked += found
+            owners += [number] * len(found)
+        findings: list[list[Finding]] = [[] for _ in held]
+        for owner, some in zip(owners, self._findings(pictures, asked), strict=True):
+            findings[owner] += some
+        return [Grounding(self._identity, tuple(found), count) for found, count in zip(findings, invented, strict=True)]
+
+    def _studies(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Study]:
+        """What is read of each; the images of a study of which nothing is read are left out."""
+        held: list[Study] = []
+        first = 0
+        for images, report in studies:
+            pieces = [(s, piece) for s in report.sentences for piece in self._processor.pieces(s, report.text)]
+            seen = tuple(images) if pieces else ()
+            held.append(Study(seen, report, tuple(pieces) if seen else (), first))
+            first += len(seen)
+        return held
+
+    def _ask(
+        self, study: Study, pictures: Pictures, texts: Sequence[tuple[str, TextTokens]],
+        answers: Sequence[Sequence[Emission]], states: PhraseStates,
+    ) -> list[Asked]:  # fmt: skip
+        """The phrases of a study, to look for in each of its images; on all but the first they are read again."""
+        phrases = read_phrases(study.report.text, study.pieces, answers)
         keep = first_of_each(phrases)
-        findings: list[Finding] = []
-        for number, image in enumerate(images):
-            seen = states if number == 0 else self._forced(features[number], texts, answers)
-            findings += self._findings(number, image, features[number], seen, phrases, keep)
-        return Grounding(self._identity, tuple(findings), made_up)
+        asked = []
+        for number, image in enumerate(study.images):
+            place = study.first + number
+            seen = (
+                states
+                if number == 0
+                else self._forced(pictures.features, texts, answers, [self._row(place)] * len(texts))
+            )
+            asked.append(Asked(image, number, place, tuple(phrases[i] for i in keep), seen[keep]))
+        return asked
 
     @torch.inference_mode()
     def ground_phrases(self, image: Image, phrases: Sequence[str]) -> tuple[Finding, ...]:
@@ -84,10 +165,10 @@ class Predictor:
             return ()
         texts = [(phrase, self._processor.encode(phrase)) for phrase in phrases]
         answers = [[Emission(0, len(phrase), False)] for phrase in phrases]
-        features = self._encode(image)
-        states = self._forced(features, texts, answers)
-        read = [ReadPhrase(phrase, None, is_negated(phrase, 0, len(phrase))) for phrase in phrases]
-        return tuple(self._findings(0, image, features, states, read, list(range(len(read)))))
+        pictures = self._see([image])
+        states = self._forced(pictures.features, texts, answers, [0] * len(texts))
+        read = tuple(ReadPhrase(phrase, None, is_negated(phrase, 0, len(phrase))) for phrase in phrases)
+        return tuple(self._findings(pictures, [Asked(image, 0, 0, read, states)])[0])
 
     @torch.inference_mode()
     def ground_spans(self, image: Image, report: ReportText, spans: Sequence[Span]) -> tuple[Finding, ...]:
@@ -107,10 +188,11 @@ class Predictor:
             [Emission(spans[i].start - piece.start, spans[i].end - piece.start, read[i].negated) for i in indices]
             for piece, indices in rows
         ]
-        features = self._encode(image)
-        states = self._forced(features, texts, answers)
+        pictures = self._see([image])
+        states = self._forced(pictures.features, texts, answers, [0] * len(texts))
         order = [i for _, indices in rows for i in indices]
-        found = self._findings(0, image, features, states, [read[i] for i in order], list(range(len(order))))
+        asked = Asked(image, 0, 0, tuple(read[i] for i in order), states)
+        found = self._findings(pictures, [asked])[0]
         return tuple(found[order.index(i)] for i in range(len(spans)))
 
     def uncalibrated(self) -> Predictor:
@@ -133,108 +215,119 @@ class Predictor:
         twin._processor = self._processor.deciding(**changes)
         return twin
 
-    def _encode(self, image: Image) -> SeenImages:
-        """Features of all views of an image; the first is the image as it is, which alone is read with the text."""
-        pixels = self._processor.pixels(image).to(self.device)
-        seen = self._network.encode_images(draw_views(pixels, self._processor.views))
-        return replace(seen, blank=not bool(pixels.any()))
+    # ---- what is seen and read ---------------------------------------------------------------------------------------
+
+    def _row(self, picture: int) -> int:
+        """The row of an encoded image that shows it as it is, which alone is read with texts."""
+        return picture * len(self._processor.views)
+
+    def _see(self, images: Sequence[Image]) -> Pictures:
+        """Features of all views of the images."""
+        parts: list[SeenImages] = []
+        blank: list[bool] = []
+        for some in batched(images, ENCODE_AT_ONCE):
+            pixels = [self._processor.pixels(image).to(self.device) for image in some]
+            blank += [not bool(one.any()) for one in pixels]
+            views = [draw_views(one, self._processor.views) for one in pixels]
+            parts.append(self._network.encode_images(torch.cat(views)))
+        return Pictures(parts[0] if len(parts) == 1 else concatenated(parts), tuple(blank))
 
     def _read(
-        self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]]
-    ) -> tuple[list[list[Emission]], PhraseStates, int]:
-        """What the model reads in the texts, settled, the states of those phrases, and how many it made up."""
+        self, pictures: Pictures, texts: Sequence[tuple[str, TextTokens]], where: Sequence[int]
+    ) -> tuple[list[list[Emission]], PhraseStates, list[int]]:
+        """What the model reads in the texts, each on the image that `where` names: the answers, settled, the states of
+        their phrases in that order, and how many phrases it made up in each."""
         answers: list[list[Emission]] = []
         states: list[PhraseStates] = []
-        made_up = 0
-        for first in range(0, len(texts), READ_AT_ONCE):
-            part = texts[first : first + READ_AT_ONCE]
+        made_up: list[int] = []
+        for some in batched(list(zip(texts, map(self._row, where), strict=True)), READ_AT_ONCE):
+            part, rows = [text for text, _ in some], [row for _, row in some]
+            used = sorted(set(rows))
             copied, seen = self._network.language.generate(
-                features.tokens[:1], [tokens for _, tokens in part], self._processor.tokens
-            )
+                pictures.features.tokens[used], [tokens for _, tokens in part], self._processor.tokens,
+                [used.index(row) for row in rows],
+            )  # fmt: skip
             held = [[emission for emission in found if emission.is_supported] for found in copied]
-            made_up += sum(map(len, copied)) - sum(map(len, held))
+            made_up += [len(all_) - len(some_) for all_, some_ in zip(copied, held, strict=True)]
             settled = [settle(text, found, self._bank) for (text, _), found in zip(part, held, strict=True)]
             answers += settled
-            states.append(seen if settled == copied else self._forced(features, part, settled))
+            states.append(seen if settled == copied else self._forced(pictures.features, part, settled, rows))
         return answers, joined(states), made_up
 
     def _forced(
-        self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]]
-    ) -> PhraseStates:
-        """States of phrases that are already decided, on another image or without a report."""
+        self, features: SeenImages, texts: Sequence[tuple[str, TextTokens]], answers: Sequence[Sequence[Emission]],
+        rows: Sequence[int],
+    ) -> PhraseStates:  # fmt: skip
+        """States of phrases that are already decided, each text read on the row of `features` that `rows` names."""
         given = [(text, tokens, found) for (text, tokens), found in zip(texts, answers, strict=True)]
         states: list[PhraseStates] = []
-        for first in range(0, len(given), READ_AT_ONCE):
-            batch = to_device(self._processor.forced_batch(given[first : first + READ_AT_ONCE]), self.device)
-            read = self._network.language(features.tokens[batch.image_of_text], batch.token_ids, batch.mask)
+        for some in batched(list(zip(given, rows, strict=True)), READ_AT_ONCE):
+            batch = to_device(self._processor.forced_batch([text for text, _ in some]), self.device)
+            images = torch.tensor([row for _, row in some], device=self.device)
+            read = self._network.language(features.tokens[images], batch.token_ids, batch.mask)
             states.append(self._network.phrase_states(read, batch))
         return joined(states)
 
-    def _findings(
-        self, number: int, image: Image, features: SeenImages, states: PhraseStates, phrases: Sequence[ReadPhrase],
-        keep: Sequence[int],
-    ) -> list[Finding]:  # fmt: skip
-        wanted = [i for i in keep if not phrases[i].negated]
-        hidden = features.blank and self._processor.config.decision.blank_guard
-        boxes = None if hidden else self._decode(features, states, [phrases[i] for i in wanted], wanted)
-        frame = self._processor.frame(image)
-        findings = []
-        for i in keep:
-            if phrases[i].negated:
-                if number == 0:
-                    findings.append(self._finding(phrases[i], number, (), None))
-                continue
-            if boxes is None:
-                findings.append(self._finding(phrases[i], number, (), None))
-                continue
-            row = wanted.index(i)
-            findings.append(
-                self._finding(
-                    phrases[i], number, self._processor.scored_boxes(boxes, row, frame), uncertainty(boxes, row)
-                )
-            )
-        return findings
+    # ---- what is found -----------------------------------------------------------------------------------------------
 
-    def _decode(
-        self, features: SeenImages, states: PhraseStates, phrases: Sequence[ReadPhrase], wanted: Sequence[int]
-    ) -> DecodedBoxes | None:
-        if not wanted:
-            return None
-        index = torch.tensor(wanted, device=self.device)
-        chosen = PhraseStates(states.box[index], states.phrase[index])
-        words = [phrase.phrase for phrase in phrases]
+    def _findings(self, pictures: Pictures, asked: Sequence[Asked]) -> list[list[Finding]]:
+        """The findings of each image, in the order of its phrases; denied ones stand with the first image alone."""
+        wanted = [
+            (a, i) for a, one in enumerate(asked) if not self._hidden(pictures, one)
+            for i, phrase in enumerate(one.phrases) if not phrase.negated
+        ]  # fmt: skip
+        decoded: dict[tuple[int, int], tuple[DecodedBoxes, int]] = {}
+        for part in batched(wanted, DECODE_AT_ONCE):
+            boxes = self._decode(pictures.features, [(asked[a], i) for a, i in part])
+            decoded |= {place: (boxes, row) for row, place in enumerate(part)}
+        return [
+            [
+                self._finding(one, phrase, decoded.get((a, i)))
+                for i, phrase in enumerate(one.phrases) if not phrase.negated or one.number == 0
+            ]
+            for a, one in enumerate(asked)
+        ]  # fmt: skip
+
+    def _hidden(self, pictures: Pictures, asked: Asked) -> bool:
+        return pictures.blank[asked.picture] and self._processor.config.decision.blank_guard
+
+    def _decode(self, features: SeenImages, wanted: Sequence[tuple[Asked, int]]) -> DecodedBoxes:
+        """Boxes of phrases, each (what was asked of an image, which phrase of it), as the mean of all views.
+
+        In a mirror each phrase is read alone, with left for right.
+        """
         views = self._processor.views
+        words = [asked.phrases[i].phrase for asked, i in wanted]
+        first = torch.tensor([self._row(asked.picture) for asked, _ in wanted], device=self.device)
+        states = joined([asked.states[[i]] for asked, i in wanted])
+        plain = self._processor.log_prior(words)
         if len(views) == 1:
-            prior = self._processor.log_prior(words).to(self.device)
-            return self._network.decode(features, torch.zeros_like(index), chosen, prior)[0]
-        return self._decode_views(features, chosen, words)
-
-    def _decode_views(self, features: SeenImages, states: PhraseStates, words: Sequence[str]) -> DecodedBoxes:
-        """Boxes of phrases as the mean of all views; in a mirror each is read alone, with left for right."""
-        views = self._processor.views
+            return self._network.decode(features, first, states, plain.to(self.device))[0]
         swapped = [swap_sides(phrase) for phrase in words]
-        parts = [self._mirrored(features, i, swapped) if view.mirrored else states for i, view in enumerate(views)]
-        plain, other = self._processor.log_prior(words), self._processor.log_prior(swapped)
+        other = self._processor.log_prior(swapped)
+        parts = [
+            self._mirrored(features, (first + v).tolist(), swapped) if view.mirrored else states
+            for v, view in enumerate(views)
+        ]
         prior = torch.cat([other if view.mirrored else plain for view in views]).to(self.device)
-        index = torch.arange(len(views), device=self.device).repeat_interleave(len(words))
+        index = torch.cat([first + v for v in range(len(views))])
         boxes = self._network.decode(features, index, joined(parts), prior)[0]
         alike = torch.tensor([self._bank.has_mirror(phrase) for phrase in words])
         seen = torch.stack([alike if view.mirrored else torch.ones_like(alike) for view in views])
         return average_views(boxes, views, seen.to(self.device))
 
-    def _mirrored(self, features: SeenImages, view: int, phrases: Sequence[str]) -> PhraseStates:
+    def _mirrored(self, features: SeenImages, rows: Sequence[int], phrases: Sequence[str]) -> PhraseStates:
         texts = [(phrase, self._processor.encode(phrase)) for phrase in phrases]
-        one = SeenImages(
-            features.fine[view : view + 1], features.coarse[view : view + 1], features.tokens[view : view + 1]
-        )
-        return self._forced(one, texts, [[Emission(0, len(phrase), False)] for phrase in phrases])
+        return self._forced(features, texts, [[Emission(0, len(phrase), False)] for phrase in phrases], rows)
 
-    def _finding(self, read: ReadPhrase, number: int, boxes: tuple[ScoredBox, ...], doubt: float | None) -> Finding:
+    def _finding(self, asked: Asked, read: ReadPhrase, decoded: tuple[DecodedBoxes, int] | None) -> Finding:
+        frame = self._processor.frame(asked.image)
+        boxes = () if decoded is None else self._processor.scored_boxes(*decoded, frame)
         reading = self._bank.read_phrase(read.phrase)
         return Finding(
-            phrase=read.phrase, source=read.source, image=number, boxes=boxes, localized=bool(boxes),
+            phrase=read.phrase, source=read.source, image=asked.number, boxes=boxes, localized=bool(boxes),
             negated=read.negated, finding=reading.entity.concept if reading.entity else None,
-            site=self._bank.site(reading), uncertainty=doubt if boxes else None,
+            site=self._bank.site(reading), uncertainty=uncertainty(*decoded) if decoded is not None and boxes else None,
         )  # fmt: skip
 
 
@@ -294,9 +387,19 @@ def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:
     return None if boxes.variance is None else min(1.0, float(boxes.variance[row, best]) ** 0.5)
 
 
+def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in batches of at most `size`, in order."""
+    return (items[first : first + size] for first in range(0, len(items), size))
+
+
 def joined(states: Sequence[PhraseStates]) -> PhraseStates:
     """The states of several batches, in order."""
     return PhraseStates(torch.cat([part.box for part in states]), torch.cat([part.phrase for part in states]))
+
+
+def concatenated(parts: Sequence[SeenImages]) -> SeenImages:
+    """The features of several batches of images, in order."""
+    return SeenImages(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(SeenImages)))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

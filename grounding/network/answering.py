@@ -23,6 +23,10 @@ class PhraseStates:
     box: Tensor
     phrase: Tensor
 
+    def __getitem__(self, rows: slice | list[int]) -> PhraseStates:
+        """The states of some of the phrases."""
+        return PhraseStates(self.box[rows], self.phrase[rows])
+
 
 class Reading(Protocol):
     """Texts that a model has read and may read on: `hidden` float32[S, d] are the states of the newest tokens."""

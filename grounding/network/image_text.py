@@ -7,19 +7,21 @@ texts of an image share one cached prefix. The pretrained vocabulary stays as it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, DynamicCache
+from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from grounding.config import ImageTextSettings, KnowMVGConfig
 from grounding.copying import Emission
-from grounding.network.answering import Answers, PhraseStates
+from grounding.network.answering import Answers, PhraseStates, Reading
 from grounding.network.backbone import ImageFeatures
 from grounding.network.pretrained import add_lora, dtype_of, find_pretrained, read_whole, untrained_names
 from grounding.network.rewriting import constraints, find_aligner
+from grounding.network.shared_reading import SharedReading, StaticSteps
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import ModelError
 
@@ -43,6 +45,7 @@ class ImageTextModel(nn.Module):
             add_lora(self.lm, settings.lora, "language_model")
         self.max_answer_tokens = config.language.max_answer_tokens
         self.align = find_aligner(config.language.constrained)
+        self.steps = StaticSteps(self, settings.cache == "compiled") if settings.cache != "growing" else None
         self.width = int(self.lm.config.get_text_config().hidden_size)
         self.borrowed = frozenset(f"lm.{name}" for name in untrained_names(self.lm))
         """Names of weights that belong to the pretrained folder and are not kept with the model."""
@@ -147,51 +150,30 @@ class ImageTextModel(nn.Module):
         return states[:, length:].float()
 
     def generate(
-        self, image_tokens: Tensor, prompts: list[TextTokens], tokens: GroundingTokenizer
+        self,
+        image_tokens: Tensor,
+        prompts: Sequence[TextTokens],
+        tokens: GroundingTokenizer,
+        images: Sequence[int] = (),
     ) -> tuple[list[list[Emission]], PhraseStates]:
-        """Greedy and cached answers to a batch of prompts (one image's tokens, [1, n, d]), by the constraint.
+        """Greedy and cached answers to prompts on images (tokens of B images, [B, n, d]), by the constraint.
 
-        Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
+        `images` names each prompt's image; without it, all are on the first. Returns for each prompt its emissions in
+        order, and the states of all emissions of all prompts in that order.
         """
         rows = constraints(prompts, tokens, self.align)
-        reading = _SharedReading(self, image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
+        ids = [tokens.prompt_ids(prompt) for prompt in prompts]
+        where = list(images) or [0] * len(prompts)
+        reading: Reading
+        if self.steps is None:
+            reading = SharedReading(self, image_tokens, where, ids, tokens.pad)
+        else:
+            reading = self.steps.begin(image_tokens, where, ids, tokens.pad)
         return Answers(reading, rows, self.logits).run(self.max_answer_tokens)
 
     def checkpoint_gradients(self) -> None:
         """Keep no activations of the language model for the backward pass: compute them again there."""
         self.lm.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
-
-
-class _SharedReading:
-    """Texts on one image as far as they have been read: the image was read once, into the cache of all of them."""
-
-    def __init__(self, language: ImageTextModel, image_tokens: Tensor, ids: list[list[int]], pad: int) -> None:
-        self.language, self.cache = language, DynamicCache()
-        device, count = image_tokens.device, image_tokens.shape[1]
-        prefix, places = language.prefix(image_tokens), language.positions(count, device)
-        seen = torch.ones(1, prefix.shape[1], dtype=torch.long, device=device)
-        options = language.image_options(language.kinds(count, device))
-        language.run(prefix, seen, places, past_key_values=self.cache, use_cache=True, **options)
-        self.cache.batch_repeat_interleave(len(ids))
-        self.first, self.axes = places.max() + 1, len(places)
-        longest = max(len(row) for row in ids)
-        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=device)
-        # Padding lies between image and text, so that the last column is the newest token of every row.
-        self.text = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=device)
-        self.seen = seen.expand(len(ids), -1)
-        self.hidden = self._advance(padded, (self.text.cumsum(1) - 1).clamp_min(0))
-
-    def _advance(self, ids: Tensor, order: Tensor) -> Tensor:
-        places = (self.first + order).expand(self.axes, -1, -1)
-        mask = torch.cat([self.seen, self.text], 1)
-        states = self.language.run(self.language.embed(ids), mask, places, past_key_values=self.cache, use_cache=True)
-        return states[:, -1].float()
-
-    def feed(self, chosen: list[int]) -> None:
-        """Read one more token of each text."""
-        ids = torch.tensor(chosen, device=self.text.device)[:, None]
-        self.text = torch.cat([self.text, torch.ones_like(ids)], 1)
-        self.hidden = self._advance(ids, self.text.sum(1, keepdim=True) - 1)
 
 
 def image_marks(config: Any, tokens: GroundingTokenizer) -> tuple[list[int], list[int]]:

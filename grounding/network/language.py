@@ -7,6 +7,7 @@ network call, and generation can only copy contiguous words of its prompt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -93,14 +94,16 @@ class LanguageModel(nn.Module):
         return scores
 
     def generate(
-        self, image_tokens: Tensor, prompts: list[TextTokens], tokens: Any
+        self, image_tokens: Tensor, prompts: Sequence[TextTokens], tokens: Any, images: Sequence[int] = ()
     ) -> tuple[list[list[Emission]], PhraseStates]:
-        """Greedy, cached and constrained answers to a batch of prompts (one image's tokens, float32[1, n, d]).
+        """Greedy, cached and constrained answers to prompts on images, whose tokens are float32[B, n, d].
 
-        Returns for each prompt its emissions in order, and the states of all emissions of all prompts in that order.
+        `images` names each prompt's image; without it, all are on the first. Returns for each prompt its emissions in
+        order, and the states of all emissions of all prompts in that order.
         """
         rows = constraints(prompts, tokens, self.align)
-        reading = _CachedReading(self, image_tokens, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
+        seen = image_tokens[list(images) or [0] * len(prompts)]
+        reading = _CachedReading(self, seen, [tokens.prompt_ids(prompt) for prompt in prompts], tokens.pad)
         return Answers(reading, rows, self.logits).run(self.max_answer_tokens)
 
     def checkpoint_gradients(self) -> None:
@@ -109,7 +112,7 @@ class LanguageModel(nn.Module):
 
 
 class _CachedReading:
-    """One batch of texts as far as they have been read: the cache and the newest states."""
+    """One batch of texts, each on its image (float32[S, n, d]), as far as read: the cache and the newest states."""
 
     def __init__(self, language: LanguageModel, image_tokens: Tensor, ids: list[list[int]], pad: int) -> None:
         self.language = language
@@ -123,7 +126,7 @@ class _CachedReading:
         inputs, masks = [], []
         for row in range(len(ids)):
             n = longest - len(ids[row])
-            inputs.append(torch.cat([embedded[row, :n], image_tokens[0], embedded[row, n:]]))
+            inputs.append(torch.cat([embedded[row, :n], image_tokens[row], embedded[row, n:]]))
             masks.append(torch.cat([text[row, :n], text.new_ones(count), text[row, n:]]))
         self.mask = torch.stack(masks)
         self.hidden = self._advance(torch.stack(inputs), (self.mask.cumsum(1) - 1).clamp_min(0))

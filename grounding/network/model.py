@@ -53,13 +53,9 @@ class NetworkOutput:
 
 @dataclass(frozen=True, slots=True)
 class SeenImages(ImageFeatures):
-    """Features of B images, and `tokens` [B, n, d]: what the language model's texts on each of them begin with.
-
-    `blank` says that nothing can be seen on them: every pixel is the same. Whoever knows that sets it.
-    """
+    """Features of B images, and `tokens` [B, n, d]: what the language model's texts on each of them begin with."""
 
     tokens: Tensor
-    blank: bool = False
 
 
 class KnowMVG(nn.Module):

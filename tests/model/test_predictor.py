@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from grounding import predictor
 from grounding.copying import Emission
 from grounding.network.language import PhraseStates
 from grounding.predictor import Predictor, ReadPhrase, first_of_each
@@ -52,6 +53,34 @@ def test_what_a_free_model_makes_up_is_dropped_and_counted() -> None:
     assert PREDICTOR.ground([tiny_image()], REPORT).hallucinations == 0
 
 
+@pytest.mark.parametrize("views", [1, 4])
+def test_studies_asked_at_once_get_what_each_gets_alone(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
+    for name, size in (("ENCODE_AT_ONCE", 2), ("READ_AT_ONCE", 5), ("DECODE_AT_ONCE", 3)):
+        monkeypatch.setattr(predictor, name, size)
+    model = make_predictor(decision={"views": views, "presence": 0.0})
+    images = [tiny_image(seed=seed) for seed in range(4)]
+    studies = [
+        ([images[0], images[1]], REPORT),
+        ([], REPORT),
+        ([images[2]], ReportText("", ())),
+        ([np.zeros((40, 30), np.float32)], read_plain_report(TEXTS[1])),
+        ([images[3]], read_plain_report(" ".join(TEXTS[1:]))),
+    ]
+    together = model.ground_many(studies)
+    for (pictures, report), found in zip(studies, together, strict=True):
+        alone = model.ground(pictures, report)
+        assert [f.phrase for f in found.findings] == [f.phrase for f in alone.findings]
+        assert [(f.image, f.source, f.negated, len(f.boxes)) for f in found.findings] == [
+            (f.image, f.source, f.negated, len(f.boxes)) for f in alone.findings
+        ]
+        ours, theirs = (np.array([b.box.xyxy for f in g.findings for b in f.boxes]) for g in (found, alone))
+        assert np.allclose(ours, theirs, atol=0.2)  # of 64 pixels; random weights magnify rounding
+    assert len(together[0].findings) > len(together[4].findings) > 0
+    assert {f.image for f in together[0].findings} == {0, 1}
+    assert not together[1].findings and not together[2].findings
+    assert together[3].findings and not any(f.localized for f in together[3].findings)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 3), (64, 64), (211, 97)])
 def test_boxes_lie_in_an_image_of_any_shape(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).random(shape, np.float32)
@@ -88,7 +117,10 @@ def test_findings_of_several_images_name_their_image_and_agree_with_each_alone()
     one, two = tiny_image(), tiny_image((36, 30, 60, 44), 5)
     both = PREDICTOR.ground([one, two], REPORT).findings
     alone = PREDICTOR.ground([one], REPORT).findings
-    assert tuple(f for f in both if f.image == 0) == alone
+    first = [f for f in both if f.image == 0]
+    assert [(f.phrase, f.source, f.negated) for f in first] == [(f.phrase, f.source, f.negated) for f in alone]
+    for a, b in zip(first, alone, strict=True):
+        assert [x.box.xyxy for x in a.boxes] == [pytest.approx(y.box.xyxy, abs=1e-3) for y in b.boxes]
     assert [f.phrase for f in both if f.image == 1] == [f.phrase for f in alone if not f.negated]
 
 
@@ -118,7 +150,7 @@ def test_the_same_input_gives_the_same_answer() -> None:
     assert PREDICTOR.ground([tiny_image()], REPORT) == PREDICTOR.ground([tiny_image()], REPORT)
 
 
-def asserts_everything(image_tokens: object, prompts: list[TextTokens], tokens: object) -> object:
+def asserts_everything(image_tokens: object, prompts: list[TextTokens], tokens: object, images: object) -> object:
     """Stands for a model that copies every text whole and negates none."""
     emissions = [[Emission(0, prompt.offsets[-1][1], False)] for prompt in prompts]
     states = torch.zeros(len(prompts), 32)

@@ -131,6 +131,49 @@ def test_states_of_cached_generation_are_those_of_teacher_forcing(folders: dict[
     assert torch.allclose(cached.phrase, forced.phrase, atol=1e-3)
 
 
+def answered(network: KnowMVG, tokens: GroundingTokenizer, images: int = 3) -> tuple[Any, Any]:
+    """Answers to texts on several images at once, twice over: a fixed cache is used again the second time."""
+    prompts = [tokens.encode(text, 60) for text in (*TEXTS, "x", TEXTS[0])]
+    torch.manual_seed(2)
+    with torch.inference_mode():
+        network.language.new_outputs[1] *= 3
+        seen = network.encode_images(torch.rand(images, 1, CANVAS, CANVAS)).tokens
+        where = [i % images for i in range(len(prompts))]
+        first = network.language.generate(seen, prompts, tokens, where)
+        again = network.language.generate(seen, prompts, tokens, where)
+    assert first[0] == again[0] and torch.equal(first[1].box, again[1].box)
+    return first
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch itself, when it compiles
+@pytest.mark.parametrize(("family", "cache"), [*((family, "static") for family in FAMILIES), ("llava", "compiled")])
+def test_a_cache_of_fixed_size_gives_the_answers_of_one_that_grows(
+    folders: dict[str, Path], family: str, cache: str
+) -> None:
+    growing, states = answered(*build(folders, family))
+    fixed, kept = answered(*build(folders, family, language_model={"cache": cache}))
+    assert sum(map(len, growing)) >= 3
+    assert fixed == growing
+    assert torch.allclose(kept.box, states.box, atol=1e-3)
+    assert torch.allclose(kept.phrase, states.phrase, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_on_several_images_are_read_as_on_each_alone(folders: dict[str, Path], family: str) -> None:
+    network, tokens = build(folders, family)
+    prompts = [tokens.encode(text, 60) for text in TEXTS]
+    with torch.inference_mode():
+        network.language.new_outputs[1] *= 3
+        seen = network.encode_images(torch.rand(2, 1, CANVAS, CANVAS)).tokens
+        together, states = network.language.generate(
+            seen, [*prompts, *prompts], tokens, [0] * len(TEXTS) + [1] * len(TEXTS)
+        )
+        alone = [network.language.generate(one[None], prompts, tokens) for one in seen]
+    assert together == [answer for answers, _ in alone for answer in answers]
+    assert torch.allclose(states.box, torch.cat([found.box for _, found in alone]), atol=1e-3)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_read_is_what_the_model_itself_reads(folders: dict[str, Path], family: str) -> None:
     """Image tokens, their positions and their attention are the model's own: compared with its plain forward."""
