@@ -1,7 +1,7 @@
 """Stored pixels to the picture a reader would see: float32[H, W] in [0, 1], air dark.
 
-Decoding, modality and VOI transformation and polarity; no rotation, no cropping, no resizing, so that a box found in
-the picture is a box in the stored pixel matrix. Of several frames the first is used.
+Decoding, modality and VOI transformation and polarity; no rotation, no cropping, no resizing, so that a box in the
+picture is a box in the stored pixel matrix. Of several frames the first is used.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Report: one for the patient of an image before one for nobody's, a final one bef
 before an unverified one, then the latest. Images: those of the report's patient, and of these the ones that its
 evidence names, if any; then those of the best view alone (PA, else AP), originals before derived ones. Where the header
 does not tell the view, the first image alone is used: of a pair the second may be the lateral. Laterals, localizers,
-other body parts and images that are stored mirrored or rotated are never used.
+other body parts and images whose Patient Orientation is not that of a frontal view are never used.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from dicom_node.errors import NotApplicableError
 from dicom_node.instance import Instance
+from dicom_node.orientation import is_coronal
 
 View = Literal["PA", "AP", "unknown", "other"]
 
@@ -156,13 +157,6 @@ def _described_view(image: Instance) -> View:
     return views.pop() if len(views) == 1 else "unknown"
 
 
-def is_upright(image: Instance) -> bool:
-    """Tell whether rows run to the patient's left and columns to the feet, or the header does not say (PS3.3
-    C.7.6.1.1.1): the model knows no other way to look at a chest, and would take the sides for one another."""
-    orientation = image.patient_orientation
-    return len(orientation) < 2 or (orientation[0][:1] in ("L", "") and orientation[1][:1] in ("F", ""))
-
-
 def is_chest(image: Instance) -> bool:
     """Tell whether the body part may be the chest: named so, or not named, or named in words nobody knows."""
     part = image.body_part
@@ -192,9 +186,10 @@ _REQUIREMENTS = (
         "the study has no frontal view (PA or AP), only lateral or oblique ones",
     ),
     _Requirement(
-        lambda image, report: is_upright(image),
-        "not used: stored mirrored or rotated",
-        "the frontal view is stored mirrored or rotated (Patient Orientation is not L\\F), which is not supported yet",
+        lambda image, report: is_coronal(image.patient_orientation),
+        "not used: Patient Orientation is not that of a frontal view",
+        "the frontal view has the Patient Orientation of another (its rows and columns do not run along left, right, "
+        "head and feet): correct what is wrong in the archive and send it as a new instance",
     ),
     _Requirement(
         lambda image, report: not is_localizer(image),

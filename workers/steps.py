@@ -24,6 +24,7 @@ from dicom_node.config import DestinationSettings, Settings
 from dicom_node.errors import NodeError, NotApplicableError, PermanentError, TransientError
 from dicom_node.header import DECODE_ERRORS
 from dicom_node.logs import log_event
+from dicom_node.orientation import ground_stored, read_orientation
 from dicom_node.pixels import render
 from dicom_node.queries.outcomes import DeliveryState
 from dicom_node.report import read_report
@@ -163,8 +164,9 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     stored = _read_instances(job, resources)
     selection = select(one.instance for one in stored.values())
     report = read_report(_read_dataset(stored[selection.report], resources))
-    images = [render(_read_dataset(stored[uid], resources)) for uid in selection.images]
-    grounding = resources.load_grounder().ground(images, report.to_report_text())
+    datasets = [_read_dataset(stored[uid], resources) for uid in selection.images]
+    images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
+    grounding = ground_stored(resources.load_grounder(), images, orientations, report.to_report_text())
     sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
     marks, _ = select_marks(grounding.findings, sizes, resources.settings.results.min_confidence)
     if grounding.hallucinations:

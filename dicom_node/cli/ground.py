@@ -16,6 +16,7 @@ from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, NotApplicableError
 from dicom_node.header import DECODE_ERRORS, read_text
+from dicom_node.orientation import UPRIGHT, ground_stored, read_orientation
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_plain_report, read_report
 from dicom_node.results.findings import GroundedImage, findings_document
@@ -74,7 +75,9 @@ class Outcome:
 
 def ground_source(source: Source, grounder: Grounder, settings: Settings, clock: Clock, out: Path) -> Outcome:
     """Ground a study and write its results into the folder `out`; raises NodeError if they cannot be written."""
-    grounding = grounder.ground([picture.pixels for picture in source.pictures], source.report.to_report_text())
+    pixels = [picture.pixels for picture in source.pictures]
+    orientations = [read_orientation(one.header) if one.header is not None else UPRIGHT for one in source.pictures]
+    grounding = ground_stored(grounder, pixels, orientations, source.report.to_report_text())
     try:
         out.mkdir(parents=True, exist_ok=True)
         files = _write_results(source, grounding, settings, clock, out)

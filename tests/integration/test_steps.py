@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
 from dicom_node.errors import PermanentError, TransientError
+from dicom_node.results.reading import read_boxes
 from dicom_node.study import MAX_ATTEMPTS
 from grounding.types import Grounder
 from tests.builders import make_cxr_dataset, make_report_dataset
@@ -90,6 +91,17 @@ def test_archive_holds_what_the_node_filed(delivered: tuple[Rig, int], pacs: Fak
     for one in results:
         if one.sop_instance_uid in pacs.datasets:
             assert pacs.datasets[one.sop_instance_uid] == dcmread(rig.storage.path(one.key))
+
+
+def test_boxes_of_a_film_stored_mirrored_are_written_where_it_is_stored(rig: Rig, pacs: FakePacs) -> None:
+    image = make_cxr_dataset(PatientOrientation=["R", "F"])
+    rig.store(image)
+    rig.store(make_report_dataset(image=image))
+    rig.settle(seconds=QUIET_S)
+    sr = next(ds for ds in pacs.datasets.values() if ds.SOPClassUID == COMPREHENSIVE_3D_SR)
+    # The fake finds the patient's lower left, which is the lower right of a film as it hangs.
+    rows, columns = image.Rows, image.Columns
+    assert {box.box.xyxy for box in read_boxes(sr)} == {(0, rows / 2, columns / 2, rows)}
 
 
 def test_each_step_run_again_does_nothing(delivered: tuple[Rig, int], pacs: FakePacs) -> None:

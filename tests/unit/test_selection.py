@@ -166,15 +166,15 @@ def test_of_images_whose_view_nobody_tells_the_first_alone_is_used() -> None:
     assert images_of(make_report(evidence=("1.1.2",)), first, second) == [2]
 
 
-@pytest.mark.parametrize("orientation", [("R", "F"), ("F", "R"), ("L", "H")])
-def test_a_mirrored_or_rotated_image_is_not_used(orientation: tuple[str, str]) -> None:
-    with pytest.raises(NotApplicableError, match="mirrored or rotated"):
+@pytest.mark.parametrize("orientation", [("A", "F"), ("L", "R"), ("X", "F")])
+def test_an_image_that_says_frontal_and_is_oriented_otherwise_is_not_used(orientation: tuple[str, str]) -> None:
+    with pytest.raises(NotApplicableError, match="Patient Orientation of another"):
         select([make_report(), make_image(patient_orientation=orientation)])
     assert images_of(make_report(), make_image(1, patient_orientation=orientation), make_image(2)) == [2]
 
 
-@pytest.mark.parametrize("orientation", [("L", "F"), ("L", "FP"), (), ("", "")])
-def test_an_upright_image_is_used(orientation: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("orientation", [("L", "F"), ("R", "F"), ("F", "R"), ("L", "H"), ("L", "FP"), (), ("", "")])
+def test_a_frontal_image_is_used_however_it_is_stored(orientation: tuple[str, ...]) -> None:
     assert images_of(make_report(), make_image(patient_orientation=orientation)) == [1]
 
 
