@@ -51,10 +51,12 @@ class FrozenClock:
 class FakeGrounder:
     """A grounder that finds the first words of every sentence in the lower right quarter of the first image.
 
-    `localizes` False: it finds none of them. `error` is raised instead of answering. `calls` counts.
+    `localizes` False: it finds none of them. `corner`: in the quarter that begins at this share of the width. `error`
+    is raised instead of answering. `calls` counts.
     """
 
     localizes: bool = True
+    corner: float = 0.5
     error: Exception | None = None
     identity: ModelIdentity = field(default_factory=lambda: ModelIdentity("fake", "1", "0" * 64))
     calls: int = 0
@@ -65,7 +67,8 @@ class FakeGrounder:
         if self.error is not None:
             raise self.error
         rows, columns = images[0].shape
-        boxes = (ScoredBox(Box(columns / 2, rows / 2, columns, rows), 0.9),) if self.localizes else ()
+        left = columns * self.corner
+        boxes = (ScoredBox(Box(left, rows / 2, left + columns / 2, rows), 0.9),) if self.localizes else ()
         findings = tuple(
             Finding(
                 phrase=report.text[span.start : span.end],

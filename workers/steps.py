@@ -47,6 +47,8 @@ from workers.resources import LEASE, RING_AGAIN, Resources
 
 logger = logging.getLogger(__name__)
 
+OTHER_SIDE = "box {number} lies on the other side of the patient than its phrase says: check report and image"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -168,14 +170,17 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
     grounding = ground_stored(resources.load_grounder(), images, orientations, report.to_report_text())
     sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
-    marks, _ = select_marks(grounding.findings, sizes, resources.settings.results.min_confidence)
+    marks, _ = select_marks(
+        grounding.findings, sizes, resources.settings.results.min_confidence, dict(enumerate(orientations))
+    )
+    warnings = [OTHER_SIDE.format(number=mark.number) for mark in marks if mark.on_other_side]
     if grounding.hallucinations:
         log_event(logger, "phrases dropped", job_id=job.job_id, count=grounding.hallucinations)
     outcome = "RESULT" if marks else "NO_FINDING"  # kept with the selection, too, for a retry of what comes after
     return Done(
-        values={"selection": selection.to_json() | {"outcome": outcome}, "outcome": outcome},
+        values={"selection": selection.to_json() | {"outcome": outcome, "warnings": warnings}, "outcome": outcome},
         save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
-        detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes",
+        detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes, {len(warnings)} warnings",
     )
 
 

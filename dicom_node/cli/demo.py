@@ -29,6 +29,7 @@ from dicom_node.cli.ground import SR_NAME, save_dicom
 from dicom_node.clock import utc_now
 from dicom_node.config import ENVIRONMENT_PREFIX, DestinationSettings, ModelSettings, Settings, load_settings
 from dicom_node.errors import NodeError
+from dicom_node.orientation import read_orientation
 from dicom_node.queries import JobDetail, JobFilter, list_jobs, load_grounding, make_engine, make_sessions, show_job
 from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.reading import read_boxes
@@ -260,7 +261,8 @@ def _load(sessions: sessionmaker[Session], detail: JobDetail) -> Grounding:
 
 
 def _make_document(grounding: Grounding, image: Dataset) -> dict[str, Any]:
-    images = [GroundedImage(str(image.SOPInstanceUID), int(image.Rows), int(image.Columns))]
+    size = int(image.Rows), int(image.Columns)
+    images = [GroundedImage(str(image.SOPInstanceUID), *size, orientation=read_orientation(image))]
     return findings_document(grounding, images, str(image.StudyInstanceUID))
 
 

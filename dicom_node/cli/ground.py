@@ -16,7 +16,7 @@ from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, NotApplicableError
 from dicom_node.header import DECODE_ERRORS, read_text
-from dicom_node.orientation import UPRIGHT, ground_stored, read_orientation
+from dicom_node.orientation import UPRIGHT, Orientation, ground_stored, read_orientation
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_plain_report, read_report
 from dicom_node.results.findings import GroundedImage, findings_document
@@ -48,6 +48,11 @@ class Picture:
     pixels: Image
     header: Dataset | None
 
+    @property
+    def orientation(self) -> Orientation:
+        """How the picture is stored."""
+        return read_orientation(self.header) if self.header is not None else UPRIGHT
+
 
 @dataclass(frozen=True)
 class Source:
@@ -76,7 +81,7 @@ class Outcome:
 def ground_source(source: Source, grounder: Grounder, settings: Settings, clock: Clock, out: Path) -> Outcome:
     """Ground a study and write its results into the folder `out`; raises NodeError if they cannot be written."""
     pixels = [picture.pixels for picture in source.pictures]
-    orientations = [read_orientation(one.header) if one.header is not None else UPRIGHT for one in source.pictures]
+    orientations = [picture.orientation for picture in source.pictures]
     grounding = ground_stored(grounder, pixels, orientations, source.report.to_report_text())
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -203,7 +208,10 @@ def _write_overlays(
 def _make_document(source: Source, grounding: Grounding, min_confidence: float) -> dict[str, Any]:
     images = [
         GroundedImage(
-            read_text(picture.header, "SOPInstanceUID") if picture.header is not None else None, *picture.pixels.shape
+            read_text(picture.header, "SOPInstanceUID") if picture.header is not None else None,
+            rows=picture.pixels.shape[0],
+            columns=picture.pixels.shape[1],
+            orientation=picture.orientation,
         )
         for picture in source.pictures
     ]

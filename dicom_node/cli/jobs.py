@@ -166,6 +166,8 @@ def _print_job(job: dict[str, Any]) -> None:
     typer.echo(f"Job {job['job_id']}: {job['state']}" + (f" ({job['outcome']})" if job["outcome"] else ""))
     if job["failure"]:
         typer.echo(f"Why: {printable(job['failure'])}")
+    for warning in job["warnings"]:
+        typer.echo(f"Warning: {printable(warning)}")
     typer.echo(f"Study {job['study_instance_uid']}, revision {job['revision']}, tries of this step {job['attempts']}")
     for title, columns, rows in _sections(job):
         if rows:

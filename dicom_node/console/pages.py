@@ -47,7 +47,9 @@ def render_jobs(jobs: Sequence[Job], counts: Mapping[str, int], state: str | Non
 
 def render_job(job: Job) -> str:
     """Return the page of one job."""
-    parts = [f'<p class="why">{_text(job["failure"])}</p>' if job.get("failure") else "", _facts(job)]
+    parts = [f'<p class="why">{_text(job["failure"])}</p>' if job.get("failure") else ""]
+    parts += [f'<p class="why">{_text(warning)}</p>' for warning in job.get("warnings", ())]
+    parts.append(_facts(job))
     parts += [
         _section("Timeline", ("At (UTC)", "Event", "Detail"), [
             (_time(event["at"]), _text(event["event"]), _text(event["detail"])) for event in job.get("timeline", ())

@@ -66,6 +66,7 @@ class JobDetail:
     timings: dict[str, float]
     instances: tuple[dict[str, Any], ...]
     conflicts: tuple[dict[str, Any], ...]
+    warnings: tuple[str, ...]
     report: dict[str, Any] | None
     model: dict[str, Any] | None
     findings: tuple[dict[str, Any], ...]
@@ -79,6 +80,7 @@ class JobDetail:
             "timings": self.timings,
             "instances": list(self.instances),
             "conflicts": list(self.conflicts),
+            "warnings": list(self.warnings),
             "report": self.report,
             "model": self.model,
             "findings": list(self.findings),
@@ -116,6 +118,7 @@ def show_job(session: Session, job_id: int) -> JobDetail | None:
         timings=dict(job.timings),
         instances=tuple(_instances(session, job, selection.get("why", {}))),
         conflicts=tuple(_conflicts(session, job)),
+        warnings=tuple(selection.get("warnings", [])),
         report={"sop_instance_uid": selection["report"]} if selection else None,
         model=job.model,
         findings=tuple(_findings(session, job, selection.get("images", []))),

@@ -73,6 +73,8 @@ STATUS = Code("groundstatus", PRIVATE_SCHEME, "Localization status")
 NOT_LOCALIZED = Code("nogrounding", PRIVATE_SCHEME, "Not localized on image")
 NEGATED = Code("negated", PRIVATE_SCHEME, "Negated in source report")
 LOW_CONFIDENCE = Code("lowconfidence", PRIVATE_SCHEME, "Localized below confidence threshold")
+LATERALITY_CHECK = Code("sidecheck", PRIVATE_SCHEME, "Laterality check")
+ON_OTHER_SIDE = Code("otherside", PRIVATE_SCHEME, "Region on other side than phrase says")
 SOURCE_PATH = Code("srcpath", PRIVATE_SCHEME, "Content item path in source report")
 
 SCHEME_NAME = "KnowMVG Node private codes"

@@ -128,7 +128,14 @@ def _read_region(number: int, owner: Dataset, shapes: tuple[Shape, ...]) -> Read
     finding = find_child(owner, codes.FINDING.value)
     name = read_concept(finding, "ConceptCodeSequence") if finding is not None else None
     text = _describe(owner)
-    return ReadRegion(number, write_label(number, name.meaning if name else text), text, _read_score(owner), shapes)
+    label = write_label(number, name.meaning if name else text, _is_on_other_side(owner))
+    return ReadRegion(number, label, text, _read_score(owner), shapes)
+
+
+def _is_on_other_side(owner: Dataset) -> bool:
+    check = find_child(owner, codes.LATERALITY_CHECK.value)
+    found = read_concept(check, "ConceptCodeSequence") if check is not None else None
+    return found is not None and found.code == codes.ON_OTHER_SIDE.value
 
 
 def _describe(owner: Dataset) -> str:

@@ -99,6 +99,8 @@ def build_measurement_group(result: ResultInput, mark: Mark) -> hd.sr.PlanarROIM
     items = group[0].ContentSequence
     _attach_region(items, image, points)
     items.append(_build_phrase(result, finding))
+    if mark.on_other_side:
+        items.append(CodeContentItem(codes.LATERALITY_CHECK, codes.ON_OTHER_SIDE, Relationship.CONTAINS))
     path = result.report.find_item_path(finding.source)
     if path:
         items.append(TextContentItem(codes.SOURCE_PATH, path, Relationship.CONTAINS))

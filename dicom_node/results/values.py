@@ -12,6 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from dicom_node.header import read_number, read_text
+from dicom_node.laterality import contradicts
+from dicom_node.orientation import UPRIGHT, Orientation, read_orientation
 from dicom_node.report import Report
 from dicom_node.results import codes
 from grounding.types import Box, Finding, Grounding, ScoredBox
@@ -88,18 +90,22 @@ class ResultInput:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One box that is written. `number` counts from 1 over all images; `box` is inside its image, in float32."""
+    """One box that is written. `number` counts from 1 over all images; `box` is inside its image, in float32.
+
+    `on_other_side`: it lies on the other side of the patient than the phrase says.
+    """
 
     number: int
     finding: Finding
     box: Box
     score: float
+    on_other_side: bool = False
 
     @property
     def label(self) -> str:
         """The short text beside the box: "2 Pleural effusion"; the phrase where the finding has no code."""
         name = self.finding.finding.meaning if self.finding.finding is not None else self.finding.phrase
-        return write_label(self.number, name)
+        return write_label(self.number, name, self.on_other_side)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +116,10 @@ class Remark:
     status: Code
 
 
-def write_label(number: int, name: str) -> str:
+def write_label(number: int, name: str, on_other_side: bool = False) -> str:
     """Return the short text beside box `number`."""
-    return f"{number} {name if len(name) <= 40 else name[:37].rstrip() + '...'}"
+    warning = " (check side)" if on_other_side else ""
+    return f"{number} {name if len(name) <= 40 else name[:37].rstrip() + '...'}{warning}"
 
 
 def read_size(image: Dataset) -> tuple[int, int]:
@@ -121,19 +128,27 @@ def read_size(image: Dataset) -> tuple[int, int]:
 
 
 def select_marks(
-    findings: Sequence[Finding], sizes: Mapping[int, tuple[int, int]], min_confidence: float = 0.0
+    findings: Sequence[Finding],
+    sizes: Mapping[int, tuple[int, int]],
+    min_confidence: float = 0.0,
+    orientations: Mapping[int, Orientation] | None = None,
 ) -> tuple[tuple[Mark, ...], tuple[Remark, ...]]:
     """Return the boxes to write and the phrases to list without one, in the order of the findings.
 
-    `sizes` are (rows, columns) by index of the image. A phrase that has a box in one image is not listed as missing
-    in another.
+    `sizes` are (rows, columns) by index of the image, and `orientations` how it is stored, if otherwise than films
+    hang. A phrase that has a box in one image is not listed as missing in another.
     """
+    ways = orientations or {}
     kept = [(finding, _keep_boxes(finding, sizes, min_confidence)) for finding in findings]
     placed = {_key(finding) for finding, boxes in kept if boxes}
     marks: list[Mark] = []
     remarks: dict[tuple[object, ...], Remark] = {}
     for finding, boxes in kept:
-        marks += [Mark(len(marks) + n, finding, scored.box, scored.score) for n, scored in enumerate(boxes, 1)]
+        way, size = ways.get(finding.image, UPRIGHT), sizes[finding.image]
+        marks += [
+            Mark(len(marks) + n, finding, scored.box, scored.score, is_opposed(finding, scored.box, size, way))
+            for n, scored in enumerate(boxes, 1)
+        ]
         if not boxes and _key(finding) not in placed:
             remarks.setdefault(_key(finding), Remark(finding, _status(finding, sizes)))
     return tuple(marks), tuple(remarks.values())
@@ -142,7 +157,13 @@ def select_marks(
 def select_result_marks(result: ResultInput) -> tuple[tuple[Mark, ...], tuple[Remark, ...]]:
     """Return the boxes and the phrases without one that the results of `result` hold."""
     sizes = {index: read_size(image) for index, image in enumerate(result.images)}
-    return select_marks(result.grounding.findings, sizes, result.options.min_confidence)
+    ways = {index: read_orientation(image) for index, image in enumerate(result.images)}
+    return select_marks(result.grounding.findings, sizes, result.options.min_confidence, ways)
+
+
+def is_opposed(finding: Finding, box: Box, size: tuple[int, int], orientation: Orientation = UPRIGHT) -> bool:
+    """Tell whether a box lies on the other side of the patient than its phrase says; `size` is (rows, columns)."""
+    return contradicts(finding.site.laterality if finding.site else None, box, *size, orientation)
 
 
 def is_grayscale(image: Dataset) -> bool:

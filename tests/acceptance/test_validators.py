@@ -141,6 +141,7 @@ INPUTS: dict[str, Callable[[], ResultInput]] = {
     ),
     "nothing localized, comprehensive": of(findings=make_findings()[2:], sr_class="comprehensive"),
     "no phrases": of(findings=[]),
+    "stored mirrored, boxes on the other side": of(make_cxr_dataset(PatientOrientation=["R", "F"])),
     "low confidence": of(options=ResultOptions(min_confidence=0.5)),
 }
 

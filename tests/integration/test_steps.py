@@ -104,6 +104,18 @@ def test_boxes_of_a_film_stored_mirrored_are_written_where_it_is_stored(rig: Rig
     assert {box.box.xyxy for box in read_boxes(sr)} == {(0, rows / 2, columns / 2, rows)}
 
 
+def test_a_box_on_the_other_side_than_its_phrase_says_is_a_warning_of_the_job(rig: Rig) -> None:
+    image = make_cxr_dataset(PatientOrientation=["L", "F"])
+    rig.store(image)
+    job_id = rig.store(make_report_dataset(image=image)).job_id
+    assert job_id is not None
+    rig.grounder.corner = 0.0
+    rig.settle(seconds=QUIET_S)
+    job = rig.job(job_id)
+    assert job["state"] == "DELIVERED" and len(job["warnings"]) == sum(len(f["boxes"]) for f in job["findings"]) > 0
+    assert job["warnings"][0].startswith("box 1 lies on the other side of the patient")
+
+
 def test_each_step_run_again_does_nothing(delivered: tuple[Rig, int], pacs: FakePacs) -> None:
     rig, job_id = delivered
     before, stores = rig.job(job_id), dict(pacs.stores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from dicom_node.results.findings import GroundedImage, findings_document
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
@@ -36,7 +37,10 @@ def test_the_document_has_the_keys_of_the_contract() -> None:
                 "phrase": "small right apical pneumothorax",
                 "source": {"start": 112, "end": 143},
                 "image": 0,
-                "boxes": [{"xyxy": [311.0, 120.5, 905.0, 640.0], "score": 0.83}, {"xyxy": [1, 2, 3, 4], "score": 0.2}],
+                "boxes": [
+                    {"xyxy": [311.0, 120.5, 905.0, 640.0], "score": 0.83, "laterality_conflict": False},
+                    {"xyxy": [1, 2, 3, 4], "score": 0.2, "laterality_conflict": False},
+                ],
                 "localized": True,
                 "negated": False,
                 "finding": {"code": "36118008", "scheme": "SCT", "meaning": "Pneumothorax"},
@@ -76,3 +80,9 @@ def test_boxes_below_the_wanted_confidence_are_left_out() -> None:
 def test_the_document_is_json() -> None:
     document = findings_document(Grounding(MODEL, (PNEUMOTHORAX, EFFUSION)), IMAGES, None)
     assert json.loads(json.dumps(document)) == document
+
+
+def test_a_box_on_the_other_side_is_marked() -> None:
+    boxes = (ScoredBox(Box(2000, 100, 2500, 900), 0.9),)
+    document = findings_document(Grounding(MODEL, (replace(PNEUMOTHORAX, boxes=boxes),)), IMAGES, None)
+    assert [box["laterality_conflict"] for box in document["findings"][0]["boxes"]] == [True]
