@@ -23,6 +23,7 @@ from dicom_node import queries, study
 from dicom_node.config import DestinationSettings, Settings
 from dicom_node.errors import NodeError, NotApplicableError, PermanentError, TransientError
 from dicom_node.header import DECODE_ERRORS
+from dicom_node.language import check_language
 from dicom_node.logs import log_event
 from dicom_node.orientation import ground_stored, read_orientation
 from dicom_node.pixels import render
@@ -166,6 +167,7 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     stored = _read_instances(job, resources)
     selection = select(one.instance for one in stored.values())
     report = read_report(_read_dataset(stored[selection.report], resources))
+    check_language(report)
     datasets = [_read_dataset(stored[uid], resources) for uid in selection.images]
     images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
     grounding = ground_stored(resources.load_grounder(), images, orientations, report.to_report_text())

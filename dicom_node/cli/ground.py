@@ -16,6 +16,7 @@ from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError, NotApplicableError
 from dicom_node.header import DECODE_ERRORS, read_text
+from dicom_node.language import check_language
 from dicom_node.orientation import UPRIGHT, Orientation, ground_stored, read_orientation
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_plain_report, read_report
@@ -104,6 +105,7 @@ def read_source(images: Sequence[Path], report: Path) -> Source:
     pictures = tuple(_read_picture(path) for path in images)
     header = read_dicom(report) if is_dicom(report) else None
     text = read_report(header) if header is not None else read_plain_report(_read_utf8(report))
+    check_language(text)
     named = [(path, picture.header) for path, picture in zip(images, pictures, strict=True)] + [(report, header)]
     _refuse_strangers([(path, ds) for path, ds in named if ds is not None])
     return Source(pictures, text, header)

@@ -116,6 +116,17 @@ def test_a_box_on_the_other_side_than_its_phrase_says_is_a_warning_of_the_job(ri
     assert job["warnings"][0].startswith("box 1 lies on the other side of the patient")
 
 
+def test_a_report_in_another_language_ends_the_job_with_the_reason(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    rig.store(image)
+    job_id = rig.store(make_report_dataset("Kein Pneumothorax. Kleiner Erguss links.", image=image)).job_id
+    assert job_id is not None
+    rig.settle(seconds=QUIET_S)
+    job = rig.job(job_id)
+    assert job["state"] == "NOT_APPLICABLE" and "in German, and the model reads English only" in job["failure"]
+    assert rig.grounder.calls == 0
+
+
 def test_each_step_run_again_does_nothing(delivered: tuple[Rig, int], pacs: FakePacs) -> None:
     rig, job_id = delivered
     before, stores = rig.job(job_id), dict(pacs.stores)
