@@ -16,7 +16,12 @@ _ESCAPE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 _BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]+")
-_WRAPPED = re.compile(r"(?<![.:;!?。\n])\n(?=[a-z])|(?<=[^\n]{50})(?<![.:;!?。\n])\n(?=[^\n\-*•\d ])")
+_WRAPPED = re.compile(
+    r"(?<![.:;!?。\n])\n(?=[a-z])"
+    r"|(?:(?<=,)|\b(?i:(the|an?|of|in|at|on|to|by|or|is|no|and|for|are|its|with|from|than)))\n(?=[A-Z])"
+)
+"""Line ends within a sentence: before a small letter, or after a word that ends none ("tip of the", "PICC line"). Other
+lines are statements of their own, as some dictate: joined, a denial would reach into the next finding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,7 @@ def clean_text(raw: str) -> str:
         text = html.unescape(text)
     text = _BLANKS.sub(" ", _INVISIBLE.sub("", _ESCAPE.sub("", text)))
     text = re.sub(r" ?\n ?", "\n", text)
-    text = _WRAPPED.sub(" ", re.sub(r"\n{3,}", "\n\n", text))
+    text = _WRAPPED.sub(r"\1 ", re.sub(r"\n{3,}", "\n\n", text))
     return text.strip()
 
 

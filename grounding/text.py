@@ -30,7 +30,7 @@ _HEADING = re.compile(
 _STOP = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|\n\s*\n|\n(?=\s*(?:\d{1,2}[.)]|[-*\u2022])\s)")
 _LIST_MARK = re.compile(r"\s*(?:\(?\d{1,2}[.)](?!\d)|[-*\u2022\u2013])\s+|\s+")
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st|vs|e\.g|i\.e|approx|ca|cf|no|fig|resp|incl|min|max|a\.p|p\.a|m\.d|[a-z])$",
+    r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st|vs|e\.g|i\.e|approx|ca|cf|no|fig|resp|incl|min|max|a\.[mp]|p\.[am]|m\.d|[a-z])$",
     re.IGNORECASE,
 )
 
@@ -109,7 +109,8 @@ def _is_inside(text: str, begin: int, stop: re.Match[str]) -> bool:
 
 
 def _is_title(before: str) -> bool:
-    return bool(re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)$", before, re.IGNORECASE))
+    """A title, or one with initials after it, that a name follows."""
+    return bool(re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)(?:\.(?:\s*[A-Z]\.)*\s*[A-Z])?$", before, re.IGNORECASE))
 
 
 def _trimmed(text: str, start: int, end: int) -> list[Span]:

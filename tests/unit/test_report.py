@@ -462,3 +462,20 @@ def test_malformed_files_are_refused_clearly():
         with pytest.raises(NodeError):
             read_report(ds)
     assert read > 200
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("Tip of the\nPICC line in the SVC", ["Tip of the PICC line in the SVC"]),
+        ("Patchy opacity at the right base,\nCT advised.", ["Patchy opacity at the right base, CT advised."]),
+        ("Effusion on the left\nNo pneumothorax", ["Effusion on the left", "No pneumothorax"]),
+        (
+            "There is no focal consolidation, pleural effusion or pneumothorax\nLeft hilar mass",
+            ["There is no focal consolidation, pleural effusion or pneumothorax", "Left hilar mass"],
+        ),
+    ],
+)
+def test_a_line_is_a_statement_unless_its_last_word_ends_none(text: str, sentences: list[str]) -> None:
+    report = read_report(make_report_dataset([make_text(text, FREE)]))
+    assert texts(report) == sentences
