@@ -10,7 +10,7 @@ import re
 import zlib
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -39,6 +39,7 @@ REPORT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
     "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
     "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+    "1.2.840.10008.5.1.4.1.1.104.2",  # Encapsulated CDA
 )
 """SOP classes that may hold a radiologist's report; the others (dose, CAD, key objects, logs) never do."""
 
@@ -105,6 +106,7 @@ _KEYWORDS = (
     "PatientOrientation",
     "Rows",
     "Columns",
+    "SourceInstanceSequence",
     "ViewCodeSequence",
     "ConceptNameCodeSequence",
     "CurrentRequestedProcedureEvidenceSequence",
@@ -120,7 +122,7 @@ class Instance:
 
     `view_code` and `title` are code value and coding scheme designator; `content_datetime` is sortable text
     (YYYYMMDDHHMMSS.ffffff, local time as written); `evidence` the SOP Instance UIDs that a report says it is about
-    (Current Requested Procedure Evidence, PS3.3 C.17.2).
+    (Current Requested Procedure Evidence, PS3.3 C.17.2; Source Instance Sequence of an encapsulated document, C.24.2).
     """
 
     sop_class_uid: str
@@ -293,12 +295,13 @@ def _is_made_here(ds: Dataset) -> bool:
 
 
 def _evidence(ds: Dataset) -> tuple[str, ...]:
-    uids = (
-        _text(instance, "ReferencedSOPInstanceUID")
+    items = (
+        instance
         for study in read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
         for series in read_items(study, "ReferencedSeriesSequence")
         for instance in read_items(series, "ReferencedSOPSequence")
     )
+    uids = (_text(one, "ReferencedSOPInstanceUID") for one in chain(items, read_items(ds, "SourceInstanceSequence")))
     return tuple(islice(filter(is_valid_uid, uids), MAX_REFERENCES))
 
 

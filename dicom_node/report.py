@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import NotApplicableError, PermanentError
-from dicom_node.header import DECODE_ERRORS, read_items, read_text
-from dicom_node.report_codes import STATED, Section, find_section, read_concept
+from dicom_node.header import DECODE_ERRORS, read_items, read_text, read_value
+from dicom_node.report_cda import CDA_STORAGE, CdaDocument, DamagedDocumentError, read_cda
+from dicom_node.report_codes import STATED, Section, find_heading, find_section, read_concept
 from dicom_node.report_text import clean_text, split_sections
 from grounding.text import split_sentences
 from grounding.types import Concept, ReportText, Span
@@ -113,8 +114,9 @@ def read_report(ds: Dataset) -> Report:
     content cannot be read.
     """
     uid = read_text(ds, "SOPInstanceUID")
+    document = _read_document(ds, uid)
     try:
-        pieces = list(_read_pieces(ds))
+        pieces = list(_read_pieces(ds)) if document is None else list(_read_cda_pieces(document))
         text, all_sentences = _assemble(pieces)
     except DECODE_ERRORS as error:
         raise PermanentError(
@@ -127,7 +129,7 @@ def read_report(ds: Dataset) -> Report:
         sentences,
         all_sentences,
         read_concept(ds, "ConceptNameCodeSequence"),
-        _read_language(ds),
+        _read_language(ds) if document is None else document.language,
         read_text(ds, "CompletionFlag"),
         read_text(ds, "VerificationFlag"),
         read_text(ds, "PreliminaryFlag"),
@@ -169,6 +171,38 @@ def _read_language(ds: Dataset) -> Concept | None:
         if name is not None and (name.code, name.scheme) == _LANGUAGE:
             return read_concept(item, "ConceptCodeSequence")
     return None
+
+
+# ---- an encapsulated document -----------------------------------------------------------------------------------
+
+
+def _read_document(ds: Dataset, uid: str) -> CdaDocument | None:
+    """Return the CDA document that `ds` encapsulates, None for an SR."""
+    if read_text(ds, "SOPClassUID") != CDA_STORAGE:
+        return None
+    content = read_value(ds, "EncapsulatedDocument")
+    try:
+        return read_cda(content if isinstance(content, bytes) else b"")
+    except DamagedDocumentError as error:
+        raise PermanentError(f"the CDA document of report {uid} cannot be read: {error}") from error
+
+
+def _read_cda_pieces(document: CdaDocument) -> Iterator[_Piece]:
+    """Yield title and text of each section; one whose code and title name none belongs to the one it stands in."""
+    known: dict[str, Section] = {}
+    length = 0
+    for number, section in enumerate(document.sections):
+        length += len(section.text)
+        if length > MAX_TEXT or number > MAX_ITEMS:
+            raise PermanentError(f"the report is longer than {MAX_TEXT} characters; that is no radiology report")
+        named = find_section(section.name) if section.name is not None else None
+        named = named or find_heading(clean_text(section.title).rstrip(":"))
+        known[section.path] = named or known.get(section.path.rpartition(".")[0], "unsectioned")
+        title, text = clean_text(section.title), clean_text(section.text)
+        if title:
+            yield _Piece(f"{title.rstrip(':')}:", known[section.path], section.path, is_heading=True)
+        if text:
+            yield _Piece(text, known[section.path], section.path)
 
 
 # ---- the content tree -------------------------------------------------------------------------------------------

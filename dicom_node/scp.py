@@ -68,9 +68,11 @@ STORAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.88.74",  # Planned Imaging Agent Administration SR
     "1.2.840.10008.5.1.4.1.1.88.75",  # Performed Imaging Agent Administration SR
     "1.2.840.10008.5.1.4.1.1.88.76",  # Enhanced X-Ray Radiation Dose SR
+    "1.2.840.10008.5.1.4.1.1.104.2",  # Encapsulated CDA
     "1.2.840.10008.5.1.4.1.1.11.1",  # Grayscale Softcopy Presentation State
 )
-"""What is taken in: radiographs and every SR. The node's own results come back from archives that route everything."""
+"""What is taken in: radiographs, every SR, and reports as CDA documents. The node's own results come back from archives
+that route everything."""
 
 
 class MismatchError(InvalidInstanceError):

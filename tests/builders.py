@@ -31,6 +31,7 @@ BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
 ENHANCED_SR = "1.2.840.10008.5.1.4.1.1.88.22"
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
+ENCAPSULATED_CDA = "1.2.840.10008.5.1.4.1.1.104.2"
 
 FINDINGS = ("59776-5", "LN", "Findings")
 IMPRESSION = ("19005-8", "LN", "Impressions")
@@ -125,6 +126,31 @@ def make_report_dataset(
     elif isinstance(content, str):
         content = [make_text(content)]
     ds.ContentSequence = list(content)
+    return _with(ds, attributes)
+
+
+def make_cda_dataset(
+    document: str | bytes, *, study: str = "1", instance: int = 1, image: Dataset | None = None, **attributes: Any
+) -> Dataset:
+    """Return a CDA document encapsulated in DICOM; with `image`, of its study and patient, and about it."""
+    ds = _make_header(study, f"document {instance}", ENCAPSULATED_CDA)
+    ds.Modality, ds.ConversionType = "DOC", "WSD"
+    ds.SeriesInstanceUID = derive_uid("series", study, "document")
+    ds.SeriesNumber, ds.InstanceNumber = 98, instance
+    ds.ContentDate, ds.ContentTime, ds.BurnedInAnnotation = "20260102", "113000", "YES"
+    ds.VerificationFlag, ds.DocumentTitle, ds.MIMETypeOfEncapsulatedDocument = (
+        "UNVERIFIED",
+        "Chest radiograph",
+        "text/XML",
+    )
+    ds.ConceptNameCodeSequence = [make_code(*REPORT_TITLE)]
+    content = document.encode() if isinstance(document, str) else document
+    ds.EncapsulatedDocument = content + b"\0" * (len(content) % 2)
+    if image is not None:
+        ds.PatientID, ds.StudyInstanceUID = image.PatientID, image.StudyInstanceUID
+        source = Dataset()
+        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+        ds.SourceInstanceSequence = [source]
     return _with(ds, attributes)
 
 

@@ -28,6 +28,7 @@ from tests.builders import (
     CR_STORAGE,
     ENHANCED_SR,
     MULTI_FRAME_SC,
+    make_cda_dataset,
     make_cxr_dataset,
     make_finding,
     make_findings,
@@ -117,6 +118,11 @@ def of(*images: Dataset, **values: Any) -> Callable[[], ResultInput]:
     return lambda: make_result_input(*images, **values)
 
 
+CDA = (
+    "<ClinicalDocument><component><structuredBody><component><section><title>Findings</title>"
+    "<text>Small left pleural effusion.</text></section></component></structuredBody></component></ClinicalDocument>"
+)
+
 INPUTS: dict[str, Callable[[], ResultInput]] = {
     "dx monochrome2": of(),
     "dx monochrome1": of(make_cxr_dataset(photometric="MONOCHROME1")),
@@ -132,6 +138,7 @@ INPUTS: dict[str, Callable[[], ResultInput]] = {
     "revised": revised,
     "voi lut": of(make_cxr_dataset(WindowCenter=None, WindowWidth=None, VOILUTSequence=[make_short_lut()])),
     "enhanced report": of(report=make_report_dataset(image=make_cxr_dataset(), sop_class_uid=ENHANCED_SR)),
+    "report as a CDA document": of(report=make_cda_dataset(CDA)),
     "report of another study": of(report=make_report_dataset(study="2")),
     "long phrase": of(findings=[make_finding("word " * 600, (1, 2, 30, 40))]),
     "long code": of(findings=[make_finding("x", (1, 2, 30, 40), finding=Concept("1" * 18, "SCT", "Odd finding"))]),

@@ -20,7 +20,7 @@ from dicom_node.errors import PermanentError, TransientError
 from dicom_node.results.reading import read_boxes
 from dicom_node.study import MAX_ATTEMPTS
 from grounding.types import Grounder
-from tests.builders import make_cxr_dataset, make_report_dataset
+from tests.builders import make_cda_dataset, make_cxr_dataset, make_report_dataset
 from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakeGrounder, FakePacs
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
 from workers.ownership import Owner
@@ -114,6 +114,23 @@ def test_a_box_on_the_other_side_than_its_phrase_says_is_a_warning_of_the_job(ri
     job = rig.job(job_id)
     assert job["state"] == "DELIVERED" and len(job["warnings"]) == sum(len(f["boxes"]) for f in job["findings"]) > 0
     assert job["warnings"][0].startswith("box 1 lies on the other side of the patient")
+
+
+def test_a_cda_document_is_grounded_as_a_report(rig: Rig, pacs: FakePacs) -> None:
+    image = make_cxr_dataset()
+    rig.store(image)
+    document = make_cda_dataset(
+        "<ClinicalDocument><component><structuredBody><component><section><title>Findings</title><text>Small left "
+        "pleural effusion.</text></section></component></structuredBody></component></ClinicalDocument>",
+        image=image,
+    )
+    job_id = rig.store(document).job_id
+    assert job_id is not None
+    rig.settle(seconds=QUIET_S)
+    assert (rig.job(job_id)["state"], rig.job(job_id)["outcome"]) == ("DELIVERED", "RESULT")
+    sr = next(ds for ds in pacs.datasets.values() if ds.SOPClassUID == COMPREHENSIVE_3D_SR)
+    (source,) = sr.ReferencedInstanceSequence
+    assert source.ReferencedSOPInstanceUID == document.SOPInstanceUID
 
 
 def test_a_report_in_another_language_ends_the_job_with_the_reason(rig: Rig) -> None:
