@@ -97,6 +97,9 @@ _KEYWORDS = (
     "SeriesDescription",
     "ProtocolName",
     "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "PatientSex",
     "BodyPartExamined",
     "ViewPosition",
     "StudyInstanceUID",
@@ -132,6 +135,9 @@ class Instance:
     transfer_syntax_uid: str
     modality: str = ""
     patient_id: str = ""
+    patient_id_issuer: str = ""
+    patient_birth_date: str = ""
+    patient_sex: str = ""
     accession_number: str = ""
     is_own_result: bool = False
     image_type: tuple[str, ...] = ()
@@ -255,6 +261,9 @@ def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         transfer_syntax_uid=transfer_syntax_uid,
         modality=_text(ds, "Modality"),
         patient_id=_text(ds, "PatientID"),
+        patient_id_issuer=_text(ds, "IssuerOfPatientID").upper(),
+        patient_birth_date=_text(ds, "PatientBirthDate"),
+        patient_sex=_text(ds, "PatientSex").upper(),
         accession_number=_text(ds, "AccessionNumber"),
         is_own_result=sop_class_uid.startswith(DOCUMENT_CLASSES) and _is_made_here(ds),
         image_type=_texts(ds, "ImageType"),

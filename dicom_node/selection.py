@@ -99,13 +99,13 @@ class _Requirement:
 def select(instances: Iterable[Instance]) -> Selection:
     """Return what is used of a study's instances. Raises NotApplicableError that says what is missing."""
     candidates = [instance for instance in instances if instance.role != "other"]
-    patients = {instance.patient_id for instance in candidates if instance.role == "image"}
-    own = [i for i in candidates if i.role != "report" or i.patient_id in patients]
+    images = [instance for instance in candidates if instance.role == "image"]
+    own = [i for i in candidates if i.role != "report" or any(is_same_patient(i, image) for image in images)]
     report = select_report(own if any(i.role == "report" for i in own) else candidates)
-    images = select_images(candidates, report)
-    used = [report, *images]
+    selected = select_images(candidates, report)
+    used = [report, *selected]
     why = {i.sop_instance_uid: "used" if i in used else _why_not(i, report) for i in candidates}
-    return Selection(report.sop_instance_uid, tuple(image.sop_instance_uid for image in images), why)
+    return Selection(report.sop_instance_uid, tuple(image.sop_instance_uid for image in selected), why)
 
 
 def select_report(instances: Iterable[Instance]) -> Instance:
@@ -157,6 +157,22 @@ def _described_view(image: Instance) -> View:
     return views.pop() if len(views) == 1 else "unknown"
 
 
+def is_same_patient(one: Instance, other: Instance) -> bool:
+    """Tell whether two instances may be of one patient: the same Patient ID, of issuers that do not differ.
+
+    Where neither has an ID, birth date and sex must not differ. An attribute that one of them lacks says nothing.
+    """
+    if one.patient_id != other.patient_id or _differ(one.patient_id_issuer, other.patient_id_issuer):
+        return False
+    return bool(one.patient_id) or not (
+        _differ(one.patient_birth_date, other.patient_birth_date) or _differ(one.patient_sex, other.patient_sex)
+    )
+
+
+def _differ(one: str, other: str) -> bool:
+    return bool(one and other) and one != other
+
+
 def is_chest(image: Instance) -> bool:
     """Tell whether the body part may be the chest: named so, or not named, or named in words nobody knows."""
     part = image.body_part
@@ -170,9 +186,10 @@ def is_localizer(image: Instance) -> bool:
 
 _REQUIREMENTS = (
     _Requirement(
-        lambda image, report: image.patient_id == report.patient_id,
+        lambda image, report: is_same_patient(image, report),
         "not used: for another patient than the report",
-        "the report is for another patient than the images (the Patient IDs differ): correct what is wrong in the "
+        "the report is for another patient than the images (Patient ID, its issuer, or without an ID birth date or sex "
+        "differ): correct what is wrong in the "
         "archive and send it as a new instance",
     ),
     _Requirement(
@@ -200,7 +217,7 @@ _REQUIREMENTS = (
 
 
 def _why_not(instance: Instance, report: Instance) -> str:
-    if instance.role == "report" and instance.patient_id != report.patient_id:
+    if instance.role == "report" and not is_same_patient(instance, report):
         return "not used: for another patient than the images"
     if instance.role == "report":
         return "not used: another report is final, verified or later"

@@ -106,6 +106,8 @@ def test_facts_of_a_radiograph() -> None:
         transfer_syntax_uid=ExplicitVRLittleEndian,
         modality="DX",
         patient_id="12",
+        patient_birth_date="19600101",
+        patient_sex="F",
         accession_number="A1",
         image_type=("ORIGINAL", "PRIMARY", ""),
         presentation_intent="FOR PRESENTATION",

@@ -229,3 +229,61 @@ def test_the_selection_does_not_depend_on_the_order_of_arrival(
 
 def test_the_same_image_of_another_class_is_as_good() -> None:
     assert images_of(make_report(), replace(make_image(), sop_class_uid=CR)) == [1]
+
+
+# ---- never across patients -------------------------------------------------------------------------------------------
+
+STRANGERS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"patient_id": "P"}, {"patient_id": "Q"}),
+    ({"patient_id": "P"}, {"patient_id": ""}),
+    ({"patient_id": ""}, {"patient_id": "Q"}),
+    ({"patient_id": "0123"}, {"patient_id": "123"}),
+    ({"patient_id": "ab12"}, {"patient_id": "AB12"}),
+    ({"patient_id": "12345"}, {"patient_id": "12345 6"}),
+    ({"patient_id": "P", "patient_id_issuer": "HOSPITAL A"}, {"patient_id": "P", "patient_id_issuer": "HOSPITAL B"}),
+    ({"patient_id": "P", "patient_birth_date": "19400101"}, {"patient_id": "Q", "patient_birth_date": "19400101"}),
+    ({"patient_id": "", "patient_birth_date": "19400101"}, {"patient_id": "", "patient_birth_date": "19410101"}),
+    ({"patient_id": "", "patient_sex": "F"}, {"patient_id": "", "patient_sex": "M"}),
+]
+"""Who the image and who the report is for: two patients, however alike."""
+
+SITUATIONS: list[dict[str, Any]] = [
+    {},
+    {"accession_number": "A1"},
+    {"evidence": ("1.1.1",)},
+    {"evidence": ("1.1.1",), "accession_number": "A1", "verification_flag": "VERIFIED", "preliminary_flag": "FINAL"},
+    {"content_datetime": "20991231", "verification_flag": "VERIFIED", "completion_flag": "COMPLETE"},
+]
+"""What makes the stranger's report look right: accession number, references to the image, a better state, later."""
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize(("patient", "stranger"), STRANGERS)
+def test_a_report_is_never_grounded_on_another_patient(
+    patient: dict[str, Any], stranger: dict[str, Any], situation: dict[str, Any]
+) -> None:
+    image = make_image(accession_number="A1", **patient)
+    wrong = make_report(1, **situation, **stranger)
+    with pytest.raises(NotApplicableError, match="another patient than the images"):
+        select([image, wrong])
+    right = make_report(2, content_datetime="19991231", preliminary_flag="PRELIMINARY", **patient)
+    selection = select([image, wrong, right])
+    assert selection.report == right.sop_instance_uid
+    assert "another patient" in selection.why[wrong.sop_instance_uid]
+    own = make_image(2, accession_number="A1", **stranger)
+    both = select([image, own, right])
+    assert both.images == (image.sop_instance_uid,) and "another patient" in both.why[own.sop_instance_uid]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {}),
+        ({"patient_id_issuer": "HOSPITAL A"}, {}),
+        ({"patient_id_issuer": "HOSPITAL A"}, {"patient_id_issuer": "HOSPITAL A"}),
+        ({"patient_birth_date": "19400101"}, {"patient_birth_date": "19410101"}),  # corrected: the ID decides
+        ({"patient_id": "", "patient_birth_date": "19400101"}, {"patient_id": ""}),
+    ],
+)
+def test_what_one_of_them_lacks_parts_nobody(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert images_of(make_image(**one), make_report(**other)) == [1]
