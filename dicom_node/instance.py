@@ -73,6 +73,8 @@ MAX_TEXT = 256
 
 MAX_VALUES = 16
 MAX_REFERENCES = 1000
+MAX_STUDIES = 8
+"""Other studies that a report may be about: more are a list of comparisons."""
 
 _FIRST_AFTER_META = Tag(0x0003, 0x0000)
 _CONTENT_SEQUENCE = Tag("ContentSequence")
@@ -125,7 +127,8 @@ class Instance:
 
     `view_code` and `title` are code value and coding scheme designator; `content_datetime` is sortable text
     (YYYYMMDDHHMMSS.ffffff, local time as written); `evidence` the SOP Instance UIDs that a report says it is about
-    (Current Requested Procedure Evidence, PS3.3 C.17.2; Source Instance Sequence of an encapsulated document, C.24.2).
+    (Current Requested Procedure Evidence, PS3.3 C.17.2; Source Instance Sequence of an encapsulated document, C.24.2),
+    and `evidence_studies` the other studies that these belong to, as far as it says.
     """
 
     sop_class_uid: str
@@ -157,6 +160,7 @@ class Instance:
     preliminary_flag: str = ""
     content_datetime: str = ""
     evidence: tuple[str, ...] = ()
+    evidence_studies: tuple[str, ...] = ()
 
     @property
     def role(self) -> Role:
@@ -283,6 +287,7 @@ def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         preliminary_flag=_text(ds, "PreliminaryFlag").upper(),
         content_datetime=_text(ds, "ContentDate") + _text(ds, "ContentTime").replace(":", ""),
         evidence=_evidence(ds),
+        evidence_studies=_evidence_studies(ds),
     )
 
 
@@ -312,6 +317,13 @@ def _evidence(ds: Dataset) -> tuple[str, ...]:
     )
     uids = (_text(one, "ReferencedSOPInstanceUID") for one in chain(items, read_items(ds, "SourceInstanceSequence")))
     return tuple(islice(filter(is_valid_uid, uids), MAX_REFERENCES))
+
+
+def _evidence_studies(ds: Dataset) -> tuple[str, ...]:
+    items = read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
+    uids = dict.fromkeys(_text(item, "StudyInstanceUID") for item in items[:MAX_REFERENCES])
+    others = (uid for uid in uids if uid and is_valid_uid(uid) and uid != _text(ds, "StudyInstanceUID"))
+    return tuple(islice(others, MAX_STUDIES))
 
 
 def _code(ds: Dataset, keyword: str) -> tuple[str, str]:

@@ -74,6 +74,19 @@ class InstanceRow(Base):
     facts: Mapped[dict[str, Any]]
 
 
+class ReportReferenceRow(Base):
+    """A report that says it is about images of another study than its own; `revision` of that study came with it.
+
+    That study may not be known yet: its images take the report up when they come.
+    """
+
+    __tablename__ = "report_references"
+
+    sop_instance_uid: Mapped[str] = mapped_column(ForeignKey("instances.sop_instance_uid"), primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(UID, primary_key=True, index=True)
+    revision: Mapped[int]
+
+
 class ConflictRow(Base):
     """Bytes that came under a SOP Instance UID that was held with other bytes; kept aside for the administrator."""
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
 from dicom_node.queries.receiving import insert_or_ignore
-from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ResultRow
+from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 
 DeliveryState = Literal["PENDING", "DELIVERED", "FAILED"]
@@ -65,16 +65,26 @@ class PreviousResult:
 
 
 def instances_of(session: Session, study_instance_uid: str) -> tuple[StoredInstance, ...]:
-    """Return all instances of a study, of all revisions, in the order of arrival."""
-    statement = (
-        select(InstanceRow)
-        .where(InstanceRow.study_instance_uid == study_instance_uid)
-        .order_by(InstanceRow.received_at, InstanceRow.sop_instance_uid)
-    )
+    """Return all instances of a study, of all revisions, and the reports of others that are about it, in the order of
+    arrival."""
     return tuple(
-        StoredInstance(Instance.from_facts(row.facts), row.storage_key, row.sha256, row.revision, row.received_at)
-        for row in session.scalars(statement)
+        StoredInstance(Instance.from_facts(row.facts), row.storage_key, row.sha256, revision, row.received_at)
+        for row, revision in instance_rows(session, study_instance_uid)
     )
+
+
+def instance_rows(session: Session, study_instance_uid: str) -> list[tuple[InstanceRow, int]]:
+    """Return the rows of a study's instances and of reports about it, each with the revision of this study that it came
+    with, in the order of arrival."""
+    own = select(InstanceRow).where(InstanceRow.study_instance_uid == study_instance_uid)
+    about = (
+        select(InstanceRow, ReportReferenceRow.revision)
+        .join(ReportReferenceRow, ReportReferenceRow.sop_instance_uid == InstanceRow.sop_instance_uid)
+        .where(ReportReferenceRow.study_instance_uid == study_instance_uid)
+    )
+    rows = [(row, row.revision) for row in session.scalars(own)]
+    rows += [(row, revision) for row, revision in session.execute(about)]
+    return sorted(rows, key=lambda pair: (pair[0].received_at, pair[0].sop_instance_uid))
 
 
 def save_grounding(session: Session, job_id: int, grounding: Grounding, images: Sequence[str]) -> None:

@@ -15,9 +15,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
+from dicom_node.selection import is_same_patient
 from dicom_node.storage import StoredFile
 from dicom_node.study import WORKING_STATES, look_again_at
-from dicom_node.tables import Base, ConflictRow, EventRow, InstanceRow, JobRow, ResultRow, StudyRow
+from dicom_node.tables import Base, ConflictRow, EventRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,18 @@ def record_instance(
 
     An image or a report opens the study's job or prolongs its quiet period; after the job has left RECEIVING it opens
     the next revision and cancels what was under way of the one before. Other objects are filed and open nothing.
+    A report about images of other studies does the same to those of them that are known and of its patient.
     """
     if instance.is_own_result or _is_result(session, instance.sop_instance_uid):
         return Recorded("own")
-    study = _lock_study(session, instance, now)
+    studies = _lock_studies(session, instance, now)
+    study = studies[instance.study_instance_uid]
     if not _insert_instance(session, instance, stored, (calling_ae_title, now, study.revision)):
         return _note_repeat(session, instance, stored, calling_ae_title, now)
     if instance.role == "other":
         _add_event(session, instance, None, now, "instance filed", f"{instance.modality}, not to be grounded")
         return Recorded("new", None, study.revision)
-    job_id, revision = _prolong_job(session, study, now, quiet_period) or _open_job(session, study, now, quiet_period)
+    job_id, revision = _take_up(session, study, now, quiet_period)
     if revision != study.revision:
         session.execute(
             update(InstanceRow)
@@ -63,6 +66,8 @@ def record_instance(
             .values(revision=revision)
         )
     _add_event(session, instance, job_id, now, "instance filed", f"{instance.modality} from {calling_ae_title}")
+    for uid in instance.evidence_studies if instance.role == "report" else ():
+        _refer(session, instance, uid, studies.get(uid), now, quiet_period)
     return Recorded("new", job_id, revision)
 
 
@@ -79,7 +84,43 @@ def _is_result(session: Session, sop_instance_uid: str) -> bool:
     return session.scalar(statement) is not None
 
 
-def _lock_study(session: Session, instance: Instance, now: datetime) -> _Study:
+def _take_up(session: Session, study: _Study, now: datetime, quiet_period: timedelta) -> tuple[int, int]:
+    """Prolong the study's job or open one; return it and its revision."""
+    return _prolong_job(session, study, now, quiet_period) or _open_job(session, study, now, quiet_period)
+
+
+def _refer(
+    session: Session, report: Instance, uid: str, study: _Study | None, now: datetime, quiet_period: timedelta
+) -> None:
+    """Link a report to a study that it is about. One that holds images of other patients alone is left in peace."""
+    images = [one for one in _instances_in(session, uid) if one.role == "image"] if study is not None else []
+    if images and not any(is_same_patient(report, image) for image in images):
+        _add_event(session, report, None, now, "reference ignored", f"study {uid} is another patient's")
+        return
+    revision = 1
+    if study is not None:
+        job_id, revision = _take_up(session, study, now, quiet_period)
+        detail = f"a report in study {report.study_instance_uid} is about this one: {report.sop_instance_uid}"
+        session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="report referred", detail=detail))
+    insert_or_ignore(
+        session,
+        ReportReferenceRow,
+        sop_instance_uid=report.sop_instance_uid,
+        study_instance_uid=uid,
+        revision=revision,
+    )
+
+
+def _instances_in(session: Session, study_instance_uid: str) -> list[Instance]:
+    statement = select(InstanceRow.facts).where(InstanceRow.study_instance_uid == study_instance_uid)
+    return [Instance.from_facts(facts) for facts in session.scalars(statement)]
+
+
+def _lock_studies(session: Session, instance: Instance, now: datetime) -> dict[str, _Study]:
+    """Lock the study of an instance, which is made if need be, and those known ones that it is about.
+
+    In one order of their UIDs, whoever asks: two reports about each other's studies do not wait for one another.
+    """
     uid = instance.study_instance_uid
     insert_or_ignore(
         session,
@@ -91,12 +132,16 @@ def _lock_study(session: Session, instance: Instance, now: datetime) -> _Study:
         created_at=now,
     )
     # key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
-    revision = session.scalar(
-        select(StudyRow.revision).where(StudyRow.study_instance_uid == uid).with_for_update(key_share=True)
+    locked = (
+        select(StudyRow.study_instance_uid, StudyRow.revision)
+        .where(StudyRow.study_instance_uid.in_({uid, *instance.evidence_studies}))
+        .order_by(StudyRow.study_instance_uid)
+        .with_for_update(key_share=True)
     )
+    studies = {row.study_instance_uid: _Study(row.study_instance_uid, row.revision) for row in session.execute(locked)}
     _fill_in(session, uid, StudyRow.patient_id, instance.patient_id)
     _fill_in(session, uid, StudyRow.accession_number, instance.accession_number)
-    return _Study(uid, int(revision or 1))
+    return studies
 
 
 def _fill_in(session: Session, study_instance_uid: str, column: Any, value: str) -> None:

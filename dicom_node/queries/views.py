@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node.errors import NodeError
 from dicom_node.queries.jobs import OUTCOMES, has_free_lease
-from dicom_node.queries.outcomes import load_deliveries, load_results
+from dicom_node.queries.outcomes import instance_rows, load_deliveries, load_results
 from dicom_node.study import END_STATES, WORKING_STATES, State
 from dicom_node.tables import (
     ConflictRow,
@@ -254,19 +254,16 @@ def _timeline(session: Session, job: JobRow) -> Iterable[dict[str, Any]]:
 
 def _instances(session: Session, job: JobRow, why: dict[str, str]) -> Iterable[dict[str, Any]]:
     """Return the study's instances up to the job's revision, with what became of each in this job."""
-    statement = (
-        select(InstanceRow)
-        .where(InstanceRow.study_instance_uid == job.study_instance_uid, InstanceRow.revision <= job.revision)
-        .order_by(InstanceRow.received_at, InstanceRow.sop_instance_uid)
-    )
-    for row in session.scalars(statement):
+    for row, revision in instance_rows(session, job.study_instance_uid):
+        if revision > job.revision:
+            continue
         yield {
             "sop_class_uid": row.sop_class_uid,
             "sop_instance_uid": row.sop_instance_uid,
             "series_instance_uid": row.series_instance_uid,
             "transfer_syntax_uid": row.transfer_syntax_uid,
             "modality": row.modality,
-            "revision": row.revision,
+            "revision": revision,
             "calling_ae_title": row.calling_ae_title,
             "received_at": _instant(row.received_at),
             "size_bytes": row.size_bytes,

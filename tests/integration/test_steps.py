@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
+from dicom_node.clock import derive_uid
 from dicom_node.errors import PermanentError, TransientError
 from dicom_node.results.reading import read_boxes
 from dicom_node.study import MAX_ATTEMPTS
@@ -131,6 +132,65 @@ def test_a_cda_document_is_grounded_as_a_report(rig: Rig, pacs: FakePacs) -> Non
     sr = next(ds for ds in pacs.datasets.values() if ds.SOPClassUID == COMPREHENSIVE_3D_SR)
     (source,) = sr.ReferencedInstanceSequence
     assert source.ReferencedSOPInstanceUID == document.SOPInstanceUID
+
+
+@pytest.mark.parametrize("report_first", [False, True])
+def test_a_report_in_another_study_is_grounded_on_the_images_that_it_names(
+    tmp_path: Path, sessions: sessionmaker[Session], pacs: FakePacs, report_first: bool
+) -> None:
+    rig = Rig(tmp_path, sessions, [pacs])
+    image = make_cxr_dataset(study="images")
+    report = make_report_dataset(image=image, StudyInstanceUID=derive_uid("study", "reports"))
+    for ds in (report, image) if report_first else (image, report):
+        rig.store(ds)
+        rig.settle(seconds=1)
+    rig.settle(seconds=QUIET_S)
+    jobs = {job["study_instance_uid"]: job for job in map(rig.job, (1, 2))}
+    job = jobs[image.StudyInstanceUID]
+    assert (job["state"], job["outcome"]) == ("DELIVERED", "RESULT")
+    assert {one["sop_instance_uid"]: one["use"] for one in job["instances"]} == {
+        image.SOPInstanceUID: "used",
+        report.SOPInstanceUID: "used",
+    }
+    assert jobs[report.StudyInstanceUID]["state"] == "RECEIVING"  # it may still get images of its own
+    sr = next(ds for ds in pacs.datasets.values() if ds.SOPClassUID == COMPREHENSIVE_3D_SR)
+    assert sr.StudyInstanceUID == image.StudyInstanceUID
+    assert sr.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == report.SOPInstanceUID
+
+
+def test_a_report_that_comes_later_in_another_study_opens_the_next_revision(rig: Rig, pacs: FakePacs) -> None:
+    image = make_cxr_dataset(study="images")
+    job_id = store_study(rig, "images")
+    rig.settle(seconds=QUIET_S)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+    amended = make_report_dataset(
+        "Right effusion.", instance=2, image=image, StudyInstanceUID=derive_uid("study", "reports"),
+        ContentDate="20260103",
+    )  # fmt: skip
+    rig.store(amended)
+    rig.settle(seconds=QUIET_S)
+    with rig.sessions() as session:
+        jobs = queries.list_jobs(session, queries.JobFilter(study=image.StudyInstanceUID))
+    assert [(job.revision, job.state) for job in jobs] == [(2, "DELIVERED"), (1, "DELIVERED")]
+    assert {f["phrase"] for f in rig.job(jobs[0].job_id)["findings"]} == {"Right effusion."}
+    assert "report referred" in events(rig.job(jobs[0].job_id))
+
+
+def test_a_report_of_another_patient_that_names_images_of_this_one_changes_nothing(rig: Rig) -> None:
+    image = make_cxr_dataset(study="images")
+    job_id = store_study(rig, "images")
+    rig.settle(seconds=QUIET_S)
+    stranger = make_report_dataset(
+        "Left mass.", instance=2, image=image, StudyInstanceUID=derive_uid("study", "reports"), PatientID="ANOTHER"
+    )
+    own_job = rig.store(stranger).job_id
+    assert own_job is not None
+    rig.settle(seconds=QUIET_S)
+    with rig.sessions() as session:
+        jobs = queries.list_jobs(session, queries.JobFilter(study=image.StudyInstanceUID))
+    assert [(job.job_id, job.state) for job in jobs] == [(job_id, "DELIVERED")]
+    assert "reference ignored" in events(rig.job(own_job))
+    assert rig.grounder.calls == 1
 
 
 def test_a_report_in_another_language_ends_the_job_with_the_reason(rig: Rig) -> None:
