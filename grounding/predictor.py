@@ -23,6 +23,7 @@ from grounding.network.model import KnowMVG, SeenImages
 from grounding.network.views import average_views, draw_views
 from grounding.phrases import settle
 from grounding.processor import Processor
+from grounding.reading import ReadPhrase, first_of_each, forced_rows, read_phrases, read_span
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, Span
 
@@ -30,15 +31,6 @@ Item = TypeVar("Item")
 
 ENCODE_AT_ONCE, READ_AT_ONCE, DECODE_AT_ONCE = 8, 64, 256
 """Images, sentences and phrases of one batch, so that memory does not grow with studies and reports, but time does."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadPhrase:
-    """A phrase that was read out of a text: its words, its place in the report, and whether it is negated."""
-
-    phrase: str
-    source: Span | None
-    negated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +174,7 @@ class Predictor:
         pieces = [piece for s in report.sentences for piece in self._processor.pieces(s, report.text)]
         rows = forced_rows(spans, pieces)
         guard = ReportGuard(report.text)
-        read = [_read_span(report, span, guard) for span in spans]
+        read = [read_span(report, span, guard) for span in spans]
         texts = [(text, self._processor.encode(text)) for text in (report.text[p.start : p.end] for p, _ in rows)]
         answers = [
             [Emission(spans[i].start - piece.start, spans[i].end - piece.start, read[i].negated) for i in indices]
@@ -329,51 +321,6 @@ class Predictor:
             negated=read.negated, finding=reading.entity.concept if reading.entity else None,
             site=self._bank.site(reading), uncertainty=uncertainty(*decoded) if decoded is not None and boxes else None,
         )  # fmt: skip
-
-
-def forced_rows(spans: Sequence[Span], pieces: Sequence[Span]) -> list[tuple[Span, list[int]]]:
-    """Texts to force phrases in, each (place in the report, indices of its spans in order of the text).
-
-    The phrases of a piece stand in one text, as the model would copy them; one that overlaps another, in another.
-    """
-    rows: list[tuple[Span, list[int]]] = []
-    for i in sorted(range(len(spans)), key=lambda index: spans[index].start):
-        span = spans[i]
-        piece = next((p for p in pieces if p.start <= span.start and span.end <= p.end), span)
-        row = next((held for p, held in rows if p == piece and spans[held[-1]].end <= span.start), None)
-        if row is None:
-            rows.append((piece, [i]))
-        else:
-            row.append(i)
-    return rows
-
-
-def _read_span(report: ReportText, span: Span, guard: ReportGuard) -> ReadPhrase:
-    sentence = next((s for s in report.sentences if s.start <= span.start and span.end <= s.end), span)
-    negated = guard.is_negated(sentence, span.start, span.end)
-    return ReadPhrase(report.text[span.start : span.end], span, negated)
-
-
-def read_phrases(
-    text: str, pieces: Sequence[tuple[Span, Span]], answers: Sequence[Sequence[Emission]]
-) -> list[ReadPhrase]:
-    """The phrases that were read in the pieces of a report's `text`, each given as (its sentence, the piece)."""
-    guard = ReportGuard(text)
-    phrases = []
-    for (sentence, piece), emissions in zip(pieces, answers, strict=True):
-        for emission in emissions:
-            start, end = piece.start + emission.start, piece.start + emission.end
-            negated = emission.negated or guard.is_negated(sentence, start, end)
-            phrases.append(ReadPhrase(text[start:end], Span(start, end), negated))
-    return phrases
-
-
-def first_of_each(phrases: Sequence[ReadPhrase]) -> list[int]:
-    """Indices of the phrases to report: the first of those that say the same in the same words."""
-    seen: dict[tuple[str, bool], int] = {}
-    for index, phrase in enumerate(phrases):
-        seen.setdefault((" ".join(phrase.phrase.lower().split()), phrase.negated), index)
-    return sorted(seen.values())
 
 
 def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:

@@ -38,7 +38,7 @@ class Equipment:
 
     institution: str = ""
     station: str = ""
-    software_version: str = "0.1.0"
+    software_version: str = "0.2.0"
 
 
 @dataclass(frozen=True, slots=True)

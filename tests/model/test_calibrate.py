@@ -16,8 +16,9 @@ from grounding.evaluation.records import ForcedPredictor
 from grounding.geometry import Frame
 from grounding.knowledge import load_bank
 from grounding.network.decoder import DecodedBoxes
-from grounding.predictor import Predictor, forced_rows
+from grounding.predictor import Predictor
 from grounding.processor import Processor
+from grounding.reading import forced_rows
 from grounding.text import read_plain_report
 from grounding.training.calibrate import calibrate, fit, write_calibration
 from grounding.types import Box, Finding, Grounding, Image, ModelIdentity, ReportText, ScoredBox, Span

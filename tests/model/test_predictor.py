@@ -11,7 +11,8 @@ import torch
 from grounding import predictor
 from grounding.copying import Emission
 from grounding.network.language import PhraseStates
-from grounding.predictor import Predictor, ReadPhrase, first_of_each
+from grounding.predictor import Predictor
+from grounding.reading import ReadPhrase, first_of_each
 from grounding.text import read_plain_report
 from grounding.tokens import TextTokens
 from grounding.types import Grounder, ReportText
