@@ -128,7 +128,7 @@ class Instance:
     `view_code` and `title` are code value and coding scheme designator; `content_datetime` is sortable text
     (YYYYMMDDHHMMSS.ffffff, local time as written); `evidence` the SOP Instance UIDs that a report says it is about
     (Current Requested Procedure Evidence, PS3.3 C.17.2; Source Instance Sequence of an encapsulated document, C.24.2),
-    and `evidence_studies` the other studies that these belong to, as far as it says.
+    and `evidence_studies` the studies that these belong to, if its own is not among them.
     """
 
     sop_class_uid: str
@@ -322,8 +322,9 @@ def _evidence(ds: Dataset) -> tuple[str, ...]:
 def _evidence_studies(ds: Dataset) -> tuple[str, ...]:
     items = read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
     uids = dict.fromkeys(_text(item, "StudyInstanceUID") for item in items[:MAX_REFERENCES])
-    others = (uid for uid in uids if uid and is_valid_uid(uid) and uid != _text(ds, "StudyInstanceUID"))
-    return tuple(islice(others, MAX_STUDIES))
+    if _text(ds, "StudyInstanceUID") in uids:
+        return ()  # what else it names are comparisons: its boxes must not come onto older films
+    return tuple(islice((uid for uid in uids if uid and is_valid_uid(uid)), MAX_STUDIES))
 
 
 def _code(ds: Dataset, keyword: str) -> tuple[str, str]:

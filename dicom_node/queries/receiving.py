@@ -47,7 +47,7 @@ def record_instance(
 
     An image or a report opens the study's job or prolongs its quiet period; after the job has left RECEIVING it opens
     the next revision and cancels what was under way of the one before. Other objects are filed and open nothing.
-    A report about images of other studies does the same to those of them that are known and of its patient.
+    A report that names images of other studies alone does the same to those of them that are known and of its patient.
     """
     if instance.is_own_result or _is_result(session, instance.sop_instance_uid):
         return Recorded("own")
@@ -66,8 +66,9 @@ def record_instance(
             .values(revision=revision)
         )
     _add_event(session, instance, job_id, now, "instance filed", f"{instance.modality} from {calling_ae_title}")
-    for uid in instance.evidence_studies if instance.role == "report" else ():
-        _refer(session, instance, uid, studies.get(uid), now, quiet_period)
+    if instance.role == "report" and instance.evidence_studies and not _has_images(session, instance):
+        for uid in instance.evidence_studies:
+            _refer(session, instance, uid, studies.get(uid), now, quiet_period)
     return Recorded("new", job_id, revision)
 
 
@@ -87,6 +88,11 @@ def _is_result(session: Session, sop_instance_uid: str) -> bool:
 def _take_up(session: Session, study: _Study, now: datetime, quiet_period: timedelta) -> tuple[int, int]:
     """Prolong the study's job or open one; return it and its revision."""
     return _prolong_job(session, study, now, quiet_period) or _open_job(session, study, now, quiet_period)
+
+
+def _has_images(session: Session, report: Instance) -> bool:
+    """Tell whether a report's own study holds images: then it is about them, whatever older films it names besides."""
+    return any(one.role == "image" for one in _instances_in(session, report.study_instance_uid))
 
 
 def _refer(

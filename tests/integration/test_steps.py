@@ -176,6 +176,29 @@ def test_a_report_that_comes_later_in_another_study_opens_the_next_revision(rig:
     assert "report referred" in events(rig.job(jobs[0].job_id))
 
 
+@pytest.mark.parametrize("names_own", [False, True])
+def test_older_films_that_a_report_names_besides_its_own_are_left_in_peace(rig: Rig, names_own: bool) -> None:
+    older, own = make_cxr_dataset(study="older"), make_cxr_dataset(study="own")
+    older_job = store_study(rig, "older")
+    rig.settle(seconds=QUIET_S)
+    report = make_report_dataset("Right effusion.", study="own", image=own)
+    about_older = make_report_dataset(image=older).CurrentRequestedProcedureEvidenceSequence
+    report.CurrentRequestedProcedureEvidenceSequence = [
+        *about_older,
+        *(report.CurrentRequestedProcedureEvidenceSequence if names_own else []),
+    ]
+    for ds in (own, report):
+        rig.store(ds)
+    rig.settle(seconds=QUIET_S)
+    with rig.sessions() as session:
+        jobs = queries.list_jobs(session, queries.JobFilter())
+    assert {(job.study_instance_uid, job.revision, job.state) for job in jobs} == {
+        (older.StudyInstanceUID, 1, "DELIVERED"),
+        (own.StudyInstanceUID, 1, "DELIVERED"),
+    }
+    assert {f["phrase"] for f in rig.job(older_job)["findings"]}.isdisjoint({"Right effusion."})
+
+
 def test_a_report_of_another_patient_that_names_images_of_this_one_changes_nothing(rig: Rig) -> None:
     image = make_cxr_dataset(study="images")
     job_id = store_study(rig, "images")
