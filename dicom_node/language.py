@@ -1,6 +1,7 @@
 """In which language a report is written: the model reads English, and must not guess at anything else. Pure.
 
-By script, else by small words of each language that English does not have, counted against those that English has.
+By script, else by small words of each language that English does not have, counted against those that English has: at
+least two different ones are needed. Abbreviations in capitals and names after a title are no words of any language.
 Terse reports ("Cardiomegaly.") hold neither and pass: nothing says that they are not English.
 """
 
@@ -16,8 +17,8 @@ from dicom_node.report import Report
 _SMALL_WORDS: dict[str, str] = {
     "English": (
         "the of and are was were there has have been with without not from for this that which above below within "
-        "left right both upper lower middle lung lungs lobe heart chest size seen clear enlarged increased stable "
-        "unchanged evidence acute focal small large mild moderate severe effusion effusions"
+        "no in to at on by left right both upper lower middle lung lungs heart chest size seen clear enlarged "
+        "increased unchanged evidence mild severe effusion effusions tube tip line change new old view film"
     ),
     "German": (
         "der das und ist sind kein keine keinen nicht mit ohne ein eine einer im beim zum zur von vom des dem den "
@@ -42,8 +43,16 @@ _SMALL_WORDS: dict[str, str] = {
     ),
     "Dutch": "het een geen niet van met zonder en zijn wordt rechts links longen long hart beiderzijds pleuravocht",
     "Swedish": "och är inte ingen inga med utan höger vänster lungor hjärta för av på utgöt",
-    "Danish or Norwegian": "og er ikke ingen med uten uden højre høyre venstre lunger hjerte til av på",
+    "Danish or Norwegian": (
+        "og er ikke ingen med uten uden højre høyre venstre lunger lungene hjerte hjertet klare til av på"
+    ),
     "Polish": "nie jest bez oraz prawego prawej lewego lewej płuca płuc serce serca płyn zmian",
+    "Czech": "je bez jsou nejsou plic plicn\u00ed srdce vpravo vlevo v\u00fdpotek",
+    "Romanian": "\u0219i nu cu f\u0103r\u0103 \u00een din drept dreapta st\u00e2ng st\u00e2nga cord lichid",
+    "Hungarian": "\u00e9s nem az nincs bal jobb t\u00fcd\u0151 sz\u00edv mellkas foly\u00e9kony",
+    "Finnish": "ja ei ole oikea oikealla vasen vasemmalla keuhko keuhkot syd\u00e4n nestett\u00e4",
+    "Indonesian": "tidak dan dengan paru kanan kiri jantung tampak efusi",
+    "Vietnamese": "kh\u00f4ng v\u00e0 ph\u1ed5i ph\u1ea3i tr\u00e1i tim tr\u00e0n d\u1ecbch",
     "Turkish": "ve bir yok var sağ sol akciğer kalp izlenmedi mevcut",
 }
 
@@ -61,21 +70,29 @@ _SCRIPTS = {
     "CYRILLIC": "a language in Cyrillic letters", "GREEK": "Greek", "ARABIC": "a language in Arabic letters",
     "HEBREW": "Hebrew", "THAI": "Thai", "DEVANAGARI": "a language in Devanagari letters",
 }  # fmt: skip
-"""First word of a letter's Unicode name, and what is written in it."""
+"""Script of a letter, by its Unicode name, and what is written in it."""
 
 _WORD = re.compile(r"[^\W\d_]+")
+_NAME = re.compile(r"\b(?:Drs?|Mrs?|Ms|Prof)\.?(?:\s+(?:[Vv]an|[Vv]on|[Dd]e[rnl]?|[Dd][ai]|[Ll][ea]))*\s+\w+")
+"""A title with the name after it, and what stands before the name."""
+
+_LANGUAGE_SCHEMES = ("RFC5646", "RFC3066", "ISO639_1", "ISO639_2", "IETF4646")
 _ENGLISH_CODES = ("en", "eng")
+FEWEST = 2
+"""Different small words of a language that show it."""
 
 
 def find_foreign_language(text: str) -> str | None:
     """Return the language that `text` is written in, unless it is English or nothing tells."""
     letters = Counter(_script_of(letter) for letter in text if letter.isalpha())
-    script, most = letters.most_common(1)[0] if letters else ("LATIN", 0)
-    if script in _SCRIPTS and 2 * most > letters.total():
-        return "Japanese" if script == "CJK" and (letters["HIRAGANA"] or letters["KATAKANA"]) else _SCRIPTS[script]
-    counts = _count_small_words(text)
-    language = max(counts, key=lambda name: counts[name])
-    return language if counts[language] > counts["English"] else None
+    foreign = Counter({script: count for script, count in letters.items() if script in _SCRIPTS})
+    if 2 * foreign.total() > letters.total():
+        kana = foreign["HIRAGANA"] + foreign["KATAKANA"]
+        return "Japanese" if kana else _SCRIPTS[foreign.most_common(1)[0][0]]
+    found = _find_small_words(text)
+    counts = {name: sum(words.values()) for name, words in found.items()}
+    language = max((name for name in counts if name != "English"), key=lambda name: counts[name])
+    return language if len(found[language]) >= FEWEST and counts[language] > counts["English"] else None
 
 
 def check_language(report: Report) -> None:
@@ -85,20 +102,28 @@ def check_language(report: Report) -> None:
     """
     said = "\n".join(report.text[sentence.start : sentence.end] for sentence in report.sentences)
     language = find_foreign_language(said)
-    if language is None and _is_stated_foreign(report) and not _count_small_words(said)["English"]:
+    if language is None and _is_stated_foreign(report) and not _find_small_words(said)["English"]:
         language = report.language.meaning if report.language is not None else None
     if language is not None:
         raise NotApplicableError(f"the report is in {language}, and the model reads English only: nothing is grounded")
 
 
 def _is_stated_foreign(report: Report) -> bool:
-    return report.language is not None and report.language.code.lower().split("-")[0] not in _ENGLISH_CODES
+    stated = report.language
+    if stated is None or not stated.code or stated.scheme.upper() not in _LANGUAGE_SCHEMES:
+        return False
+    return re.split("[-_]", stated.code.lower())[0] not in _ENGLISH_CODES
 
 
-def _count_small_words(text: str) -> Counter[str]:
-    words = Counter(word.lower() for word in _WORD.findall(text))
-    return Counter({name: sum(words[word] for word in some) for name, some in _LANGUAGES.items()})
+def _find_small_words(text: str) -> dict[str, Counter[str]]:
+    """Return the small words of each language in a text, with how often each stands there."""
+    words = _WORD.findall(_NAME.sub(" ", text))
+    if any(word.islower() for word in words):
+        words = [word for word in words if len(word) == 1 or not word.isupper()]
+    counts = Counter(word.lower() for word in words)
+    return {name: Counter({word: counts[word] for word in some if counts[word]}) for name, some in _LANGUAGES.items()}
 
 
 def _script_of(letter: str) -> str:
-    return unicodedata.name(letter, "LATIN").split(" ")[0].split("-")[0]
+    name = unicodedata.name(letter, "LATIN")
+    return next((script for script in _SCRIPTS if script in name), "LATIN")

@@ -192,7 +192,7 @@ def _read_cda_pieces(document: CdaDocument) -> Iterator[_Piece]:
     known: dict[str, Section] = {}
     length = 0
     for number, section in enumerate(document.sections):
-        length += len(section.text)
+        length += len(section.title) + len(section.text)
         if length > MAX_TEXT or number > MAX_ITEMS:
             raise PermanentError(f"the report is longer than {MAX_TEXT} characters; that is no radiology report")
         named = find_section(section.name) if section.name is not None else None

@@ -9,26 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 from grounding.types import Concept
-
-if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
 
 CDA_STORAGE = "1.2.840.10008.5.1.4.1.1.104.2"
 
 SCHEMES = {"2.16.840.1.113883.6.1": "LN", "1.2.840.10008.2.16.4": "DCM", "2.16.840.1.113883.6.96": "SCT"}
 """Code systems by their OID, as PS3.16 8 names them."""
 
-MAX_DEPTH = 100
-"""Levels of elements; a document has some ten."""
+MAX_DEPTH, MAX_ELEMENTS, MAX_BYTES = 100, 200_000, 10_000_000
+"""Levels and elements of a document, and its bytes: one has some ten, hundreds, and tens of thousands."""
 
 _BLOCKS = frozenset({"paragraph", "list", "item", "table", "tr", "caption", "br"})
 _CELLS = frozenset({"td", "th"})
 _HIDDEN = frozenset({"renderMultiMedia", "footnote"})
-_DECLARATION = re.compile(rb"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
 
 
 class DamagedDocumentError(ValueError):
@@ -59,12 +55,7 @@ def read_cda(document: bytes) -> CdaDocument:
 
     Raises DamagedDocumentError.
     """
-    if _DECLARATION.search(document):
-        raise DamagedDocumentError("it declares a document type or entities")
-    try:
-        root = ElementTree.fromstring(document.rstrip(b"\0 "))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DamagedDocumentError(f"it is no well-formed XML ({type(error).__name__})") from error
+    root = _parse(document)
     if _name(root) != "ClinicalDocument":
         raise DamagedDocumentError("it is no ClinicalDocument")
     language = _child(root, "languageCode")
@@ -72,22 +63,68 @@ def read_cda(document: bytes) -> CdaDocument:
     return CdaDocument(
         _text_of(_child(root, "title")),
         Concept(code, "RFC5646", code) if code else None,
-        tuple(_read_sections(_descend(root, "component", "structuredBody"), "1", 0)),
+        tuple(_read_sections(_descend(root, "component", "structuredBody"), "1")),
     )
 
 
-def _read_sections(body: Element | None, path: str, depth: int) -> Iterator[CdaSection]:
+def _parse(document: bytes) -> Element:
+    """Return the tree of a document; of values of odd length the last byte is padding (PS3.5 6.2)."""
+    if len(document) > MAX_BYTES:
+        raise DamagedDocumentError(f"it has more than {MAX_BYTES} bytes")
+    try:
+        return _Parser().parse(document)
+    except expat.ExpatError:
+        if not document.endswith(b"\0"):
+            raise DamagedDocumentError("it is no well-formed XML") from None
+    except (ValueError, LookupError) as error:
+        raise DamagedDocumentError(f"it is no readable XML ({type(error).__name__})") from error
+    try:
+        return _Parser().parse(document[:-1])
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        raise DamagedDocumentError(f"it is no well-formed XML ({type(error).__name__})") from error
+
+
+class _Parser:
+    """Builds a tree of bounded depth and size, from a document that declares nothing."""
+
+    def __init__(self) -> None:
+        self.builder, self.depth, self.count = TreeBuilder(), 0, 0
+        self.expat = expat.ParserCreate(namespace_separator="}")
+        self.expat.buffer_text = True
+        self.expat.StartElementHandler = self._start
+        self.expat.EndElementHandler = self._end
+        self.expat.CharacterDataHandler = self.builder.data
+        self.expat.StartDoctypeDeclHandler = self._refuse
+        self.expat.EntityDeclHandler = self._refuse
+
+    def parse(self, document: bytes) -> Element:
+        self.expat.Parse(document, True)
+        return self.builder.close()
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self.depth, self.count = self.depth + 1, self.count + 1
+        if self.depth > MAX_DEPTH or self.count > MAX_ELEMENTS:
+            raise DamagedDocumentError(f"it has more than {MAX_DEPTH} levels or {MAX_ELEMENTS} elements")
+        self.builder.start(name, attributes)
+
+    def _end(self, name: str) -> None:
+        self.depth -= 1
+        self.builder.end(name)
+
+    def _refuse(self, *_: object) -> None:
+        raise DamagedDocumentError("it declares a document type or entities")
+
+
+def _read_sections(body: Element | None, path: str) -> Iterator[CdaSection]:
     if body is None:
         return
-    if depth > MAX_DEPTH:
-        raise DamagedDocumentError(f"it has more than {MAX_DEPTH} levels")
     sections = [found for part in body if _name(part) == "component" and (found := _child(part, "section")) is not None]
     for number, section in enumerate(sections, 1):
         place = f"{path}.{number}"
         yield CdaSection(
             place, _code_of(section), _text_of(_child(section, "title")), _text_of(_child(section, "text"))
         )
-        yield from _read_sections(section, place, depth + 1)
+        yield from _read_sections(section, place)
 
 
 def _code_of(section: Element) -> Concept | None:
@@ -99,13 +136,14 @@ def _code_of(section: Element) -> Concept | None:
 
 
 def _text_of(element: Element | None) -> str:
-    """Return the narrative block (CDA R2 4.3.5) as text: blocks on lines of their own, without what was deleted."""
-    return "" if element is None else "".join(_pieces(element, 0))
+    """Return the narrative block (CDA R2 4.3.5) as text: blocks on lines of their own, without what was deleted.
+
+    No empty lines: they would end a section that was typed into the text.
+    """
+    return "" if element is None else re.sub(r"\s*\n\s*", "\n", "".join(_pieces(element)))
 
 
-def _pieces(element: Element, depth: int) -> Iterator[str]:
-    if depth > MAX_DEPTH:
-        raise DamagedDocumentError(f"it has more than {MAX_DEPTH} levels")
+def _pieces(element: Element) -> Iterator[str]:
     name = _name(element)
     if name in _HIDDEN or element.get("revised") == "delete":
         return
@@ -113,7 +151,7 @@ def _pieces(element: Element, depth: int) -> Iterator[str]:
     yield around
     yield _flat(element.text)
     for child in element:
-        yield from _pieces(child, depth + 1)
+        yield from _pieces(child)
         yield _flat(child.tail)
     yield around
 

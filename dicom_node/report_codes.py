@@ -158,7 +158,7 @@ _WORDS = "|".join(f"(?:{words})" for words in _HEADINGS.values())
 HEADING = re.compile(
     rf"^[ \t]*(?P<line>{_WORDS})(?:[ \t]*[:\uff1a]|[ \t]+[-\u2013\u2014](?=[ \t])|[ \t]*$)"
     rf"|(?<=[.;!?。])[ \t]+(?P<sentence>{_WORDS})[ \t]*[:\uff1a]"
-    rf"|(?<=[ \t])(?=(?-i:[A-Z][A-Z ]{{3,}}[:\uff1a]))(?P<capitals>{_WORDS})[ \t]*[:\uff1a]",
+    rf"|(?<=[ \t])(?=(?-i:[A-Z][A-Z ]{{3,60}}[:\uff1a]))(?P<capitals>{_WORDS})[ \t]*[:\uff1a]",
     re.IGNORECASE | re.MULTILINE,
 )
 """A heading typed into the text: a line that starts with it or is nothing else, a sentence that starts with it and a

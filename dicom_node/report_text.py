@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -16,12 +17,21 @@ _ESCAPE = re.compile(r"\x1b[\x20-\x2f]+[\x30-\x7e]")
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 _BLANKS = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f\u3000]+")
-_WRAPPED = re.compile(
-    r"(?<![.:;!?。\n])\n(?=[a-z])"
-    r"|(?:(?<=,)|\b(?i:(the|an?|of|in|at|on|to|by|or|is|no|and|for|are|its|with|from|than)))\n(?=[A-Z])"
-)
-"""Line ends within a sentence: before a small letter, or after a word that ends none ("tip of the", "PICC line"). Other
-lines are statements of their own, as some dictate: joined, a denial would reach into the next finding."""
+_OPEN = frozenset(
+    {"the", "a", "an", "of", "in", "at", "on", "to", "by", "or", "is", "no", "and", "for", "are", "its", "with",
+     "without", "from", "than", "that", "evidence"}
+)  # fmt: skip
+"""Words that end no statement."""
+
+_DESCRIBING = frozenset(
+    {"focal", "acute", "chronic", "pulmonary", "pleural", "mild", "moderate", "severe", "small", "large", "new", "old",
+     "interval", "bilateral", "lower", "upper", "basilar", "basal", "apical", "interstitial", "airspace", "vascular",
+     "mediastinal", "hilar", "cardiac"}
+)  # fmt: skip
+"""Words that stand before what they describe."""
+
+_LIST_MARK = re.compile(r"[-*\u2022]|\d{1,2}[.)]\s")
+_WRAP_WIDTH = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +55,36 @@ def clean_text(raw: str) -> str:
         text = html.unescape(text)
     text = _BLANKS.sub(" ", _INVISIBLE.sub("", _ESCAPE.sub("", text)))
     text = re.sub(r" ?\n ?", "\n", text)
-    text = _WRAPPED.sub(r"\1 ", re.sub(r"\n{3,}", "\n\n", text))
-    return text.strip()
+    return _unwrap(re.sub(r"\n{3,}", "\n\n", text)).strip()
+
+
+def _unwrap(text: str) -> str:
+    """Join lines that end within a sentence. Others are statements of their own, as some dictate: joined without need,
+    a denial would reach into the next finding; parted without need, one would not reach what it denies."""
+    lines = text.split("\n")
+    parts = lines[:1]
+    for line, following in itertools.pairwise(lines):
+        parts += [" " if _runs_on(line, following) else "\n", following]
+    return "".join(parts)
+
+
+def _runs_on(line: str, following: str) -> bool:
+    """Tell whether a sentence of `line` goes on: before a small letter, or after a word that ends none."""
+    if not line or not following or line[-1] in ".:;!?。" or _LIST_MARK.match(following):
+        return False
+    first = following[0]
+    if "a" <= first <= "z":
+        return True
+    if not (first.isupper() or first.isdigit()):
+        return False
+    last = line.rsplit(" ", 1)[-1]
+    is_shouted = line.isupper()
+    return (
+        line[-1] == ","
+        or (last.lower() in _OPEN and (last.islower() or is_shouted))
+        or last.lower() in _DESCRIBING
+        or (last.lower() in ("left", "right") and len(line) >= _WRAP_WIDTH)
+    )
 
 
 def split_sections(text: str, section: Section) -> list[Part]:

@@ -10,7 +10,7 @@ other body parts and images whose Patient Orientation is not that of a frontal v
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -155,6 +155,27 @@ def _described_view(image: Instance) -> View:
     words = _WORD.findall(image.description)
     views = {VIEW_WORDS[word] for word in DESCRIBED_VIEWS if word in words}
     return views.pop() if len(views) == 1 else "unknown"
+
+
+def add_referred(own: Sequence[Instance], referred: Iterable[Instance]) -> tuple[Instance, ...]:
+    """Return a study's instances with those reports of other studies that may count for it.
+
+    None where the study has a report of its own for the patient of its images: what else names its images compares
+    with them. A stranger to these images never counts; the Patient ID must say that it is not one.
+    """
+    images = [one for one in own if one.role == "image"]
+    if any(one.role == "report" and any(is_same_patient(one, image) for image in images) for one in own):
+        return tuple(own)
+    return (*own, *(one for one in referred if _is_certainly_about(one, images)))
+
+
+def _is_certainly_about(report: Instance, images: Sequence[Instance]) -> bool:
+    return bool(report.patient_id) and any(
+        image.sop_instance_uid in report.evidence
+        and is_same_patient(report, image)
+        and not _differ(report.patient_birth_date, image.patient_birth_date)
+        for image in images
+    )
 
 
 def is_same_patient(one: Instance, other: Instance) -> bool:

@@ -126,7 +126,9 @@ def _describe_missing(instances: tuple[Instance, ...], settings: AssemblySetting
     """Return in plain words what the study lacks after the maximum age, or None if it lacks nothing."""
     waited = f"within {settings.max_age_s:g} s (assembly.max_age_s)"
     if not any(instance.role == "image" for instance in instances):
-        return f"no image arrived {waited} of the report; the study is taken up again when one comes"
+        named = sorted({uid for one in instances if one.role == "report" for uid in one.evidence_studies})
+        elsewhere = f"; the report names images of study {', '.join(named)}: see its job" if named else ""
+        return f"no image arrived {waited} of the report; the study is taken up again when one comes{elsewhere}"
     if not any(instance.role == "report" for instance in instances):
         return f"no report arrived {waited} of the image; the study is taken up again when one comes"
     try:

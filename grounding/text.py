@@ -24,6 +24,9 @@ UNUSED = frozenset(
 )  # fmt: skip
 """Headings whose text is never grounded."""
 
+GLANCE = 40
+"""Characters around a full stop that say whether it ends a sentence."""
+
 _HEADING = re.compile(
     r"(?:(?<=\n)|(?<=[.!?]\s)|^)[ \t*#]*([A-Za-z][A-Za-z ]{2,40}?(?: ?(?:/|and|&) ?[A-Za-z]+)?)[ \t*]*:", re.MULTILINE
 )
@@ -101,16 +104,19 @@ def _is_inside(text: str, begin: int, stop: re.Match[str]) -> bool:
     """The full stop belongs to an abbreviation or a list number, so that the sentence goes on."""
     if not stop[0].startswith(".") or len(stop[0]) > 1:
         return False
-    before = text[begin : stop.start()]
+    # A glance back and ahead: a text of abbreviations alone must not cost the square of its length.
+    before = text[max(begin, stop.start() - GLANCE) : stop.start()]
     if re.fullmatch(r"\s*\(?\d{1,2}", before):
         return True
-    following = text[stop.end() :].lstrip()[:1]
+    following = text[stop.end() : stop.end() + GLANCE].lstrip()[:1]
     return bool(_ABBREVIATION.search(before)) and (following.islower() or following.isdigit() or _is_title(before))
 
 
 def _is_title(before: str) -> bool:
     """A title, or one with initials after it, that a name follows."""
-    return bool(re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)(?:\.(?:\s*[A-Z]\.)*\s*[A-Z])?$", before, re.IGNORECASE))
+    return bool(
+        re.search(r"(?:^|[\s(])(?:dr|drs|mr|mrs|ms|st)(?:\.(?:\s*[A-Z]\.){0,3}\s*[A-Z])?$", before, re.IGNORECASE)
+    )
 
 
 def _trimmed(text: str, start: int, end: int) -> list[Span]:

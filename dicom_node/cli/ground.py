@@ -202,7 +202,10 @@ def _write_overlays(
         if report is not None and picture.header is not None:
             drawn = draw_report(report, picture.header)
         else:
-            drawn = draw_overlay(picture.pixels, grounding.findings, image_index=index, min_confidence=min_confidence)
+            drawn = draw_overlay(
+                picture.pixels, grounding.findings, image_index=index, min_confidence=min_confidence,
+                orientation=picture.orientation,
+            )  # fmt: skip
         drawn.save(out / names[-1])
     return names
 

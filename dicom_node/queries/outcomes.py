@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
 from dicom_node.queries.receiving import insert_or_ignore
+from dicom_node.selection import add_referred
 from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 
@@ -65,17 +66,22 @@ class PreviousResult:
 
 
 def instances_of(session: Session, study_instance_uid: str) -> tuple[StoredInstance, ...]:
-    """Return all instances of a study, of all revisions, and the reports of others that are about it, in the order of
-    arrival."""
-    return tuple(
+    """Return all instances of a study, of all revisions, in the order of arrival, and the reports of other studies that
+    count for it (`selection.add_referred`)."""
+    rows = instance_rows(session, study_instance_uid)
+    held = [
         StoredInstance(Instance.from_facts(row.facts), row.storage_key, row.sha256, revision, row.received_at)
-        for row, revision in instance_rows(session, study_instance_uid)
-    )
+        for row, revision in rows
+    ]
+    own = [one.instance for one in held if one.instance.study_instance_uid == study_instance_uid]
+    others = [one.instance for one in held if one.instance.study_instance_uid != study_instance_uid]
+    counted = {one.sop_instance_uid for one in add_referred(own, others)}
+    return tuple(one for one in held if one.instance.sop_instance_uid in counted)
 
 
 def instance_rows(session: Session, study_instance_uid: str) -> list[tuple[InstanceRow, int]]:
-    """Return the rows of a study's instances and of reports about it, each with the revision of this study that it came
-    with, in the order of arrival."""
+    """Return the rows of a study's instances and of all reports that name it, each with the revision of this study that
+    it came with, in the order of arrival."""
     own = select(InstanceRow).where(InstanceRow.study_instance_uid == study_instance_uid)
     about = (
         select(InstanceRow, ReportReferenceRow.revision)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
-from dicom_node.selection import is_same_patient
+from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
 from dicom_node.study import WORKING_STATES, look_again_at
 from dicom_node.tables import Base, ConflictRow, EventRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
@@ -47,7 +47,7 @@ def record_instance(
 
     An image or a report opens the study's job or prolongs its quiet period; after the job has left RECEIVING it opens
     the next revision and cancels what was under way of the one before. Other objects are filed and open nothing.
-    A report that names images of other studies alone does the same to those of them that are known and of its patient.
+    A report that names images of other studies alone does the same to those of them that have no report of their own.
     """
     if instance.is_own_result or _is_result(session, instance.sop_instance_uid):
         return Recorded("own")
@@ -66,9 +66,8 @@ def record_instance(
             .values(revision=revision)
         )
     _add_event(session, instance, job_id, now, "instance filed", f"{instance.modality} from {calling_ae_title}")
-    if instance.role == "report" and instance.evidence_studies and not _has_images(session, instance):
-        for uid in instance.evidence_studies:
-            _refer(session, instance, uid, studies.get(uid), now, quiet_period)
+    for uid in sorted(instance.evidence_studies) if instance.role == "report" else ():
+        _refer(session, instance, uid, studies.get(uid), now, quiet_period)
     return Recorded("new", job_id, revision)
 
 
@@ -90,21 +89,15 @@ def _take_up(session: Session, study: _Study, now: datetime, quiet_period: timed
     return _prolong_job(session, study, now, quiet_period) or _open_job(session, study, now, quiet_period)
 
 
-def _has_images(session: Session, report: Instance) -> bool:
-    """Tell whether a report's own study holds images: then it is about them, whatever older films it names besides."""
-    return any(one.role == "image" for one in _instances_in(session, report.study_instance_uid))
-
-
 def _refer(
     session: Session, report: Instance, uid: str, study: _Study | None, now: datetime, quiet_period: timedelta
 ) -> None:
-    """Link a report to a study that it is about. One that holds images of other patients alone is left in peace."""
-    images = [one for one in _instances_in(session, uid) if one.role == "image"] if study is not None else []
-    if images and not any(is_same_patient(report, image) for image in images):
-        _add_event(session, report, None, now, "reference ignored", f"study {uid} is another patient's")
-        return
-    revision = 1
-    if study is not None:
+    """Link a report to a study that it names, and take that one up if the report counts for it as it is now.
+
+    The link stays in any case: the images may come, or be corrected, later.
+    """
+    revision = study.revision if study is not None else 1
+    if study is not None and report in add_referred(_instances_in(session, uid), [report]):
         job_id, revision = _take_up(session, study, now, quiet_period)
         detail = f"a report in study {report.study_instance_uid} is about this one: {report.sop_instance_uid}"
         session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="report referred", detail=detail))

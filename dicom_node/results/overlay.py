@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image as PillowImage
 
+from dicom_node.orientation import UPRIGHT, Orientation
 from dicom_node.results.page import NOTE, Passage, Region, draw_page
 from dicom_node.results.shapes import trace_corners
 from dicom_node.results.values import Mark, select_marks
@@ -17,14 +18,20 @@ from grounding.types import Finding, Image
 
 
 def draw_overlay(
-    image: Image, findings: Sequence[Finding], *, image_index: int = 0, min_confidence: float = 0.0
+    image: Image,
+    findings: Sequence[Finding],
+    *,
+    image_index: int = 0,
+    min_confidence: float = 0.0,
+    orientation: Orientation = UPRIGHT,
 ) -> PillowImage.Image:
     """Return the page of `image` (float32[H, W] in [0, 1]).
 
-    `findings` are all of the study: boxes are numbered as in SR and GSPS.
+    `findings` are all of the study: boxes are numbered as in SR and GSPS. `orientation` is how the image is stored.
     """
     others = {finding.image: (1_000_000, 1_000_000) for finding in findings}
-    marks, remarks = select_marks(findings, {**others, image_index: image.shape}, min_confidence)
+    sizes = {**others, image_index: image.shape}
+    marks, remarks = select_marks(findings, sizes, min_confidence, {image_index: orientation})
     regions = [_make_region(mark) for mark in marks if mark.finding.image == image_index]
     passages = [Passage(remark.status.meaning, remark.finding.phrase) for remark in remarks]
     return draw_page(image, regions, passages, note=NOTE)

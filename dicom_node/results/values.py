@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -27,6 +28,11 @@ SR_SOP_CLASSES: dict[SrClass, str] = {
     "comprehensive": "1.2.840.10008.5.1.4.1.1.88.33",
 }
 GSPS_SOP_CLASS = "1.2.840.10008.5.1.4.1.1.11.1"
+
+_DEVICE = re.compile(
+    r"\b(catheters?|lines?|tubes?|drains?|leads?|pacemakers?|picc|ports?|sheaths?|wires?|cannulas?|devices?|electrodes?)\b",
+    re.IGNORECASE,
+)
 
 MIN_SIDE = 1.0
 """Pixels; a smaller box cannot be seen and is written as not localized."""
@@ -162,8 +168,13 @@ def select_result_marks(result: ResultInput) -> tuple[tuple[Mark, ...], tuple[Re
 
 
 def is_opposed(finding: Finding, box: Box, size: tuple[int, int], orientation: Orientation = UPRIGHT) -> bool:
-    """Tell whether a box lies on the other side of the patient than its phrase says; `size` is (rows, columns)."""
-    return contradicts(finding.site.laterality if finding.site else None, box, *size, orientation)
+    """Tell whether a box lies on the other side of the patient than its phrase says; `size` is (rows, columns).
+
+    Not asked of lines and tubes: theirs is the side where they enter.
+    """
+    return not _DEVICE.search(finding.phrase) and contradicts(
+        finding.site.laterality if finding.site else None, box, *size, orientation
+    )
 
 
 def is_grayscale(image: Dataset) -> bool:

@@ -80,3 +80,11 @@ def test_on_a_film_stored_mirrored_the_same_box_is_on_the_side_that_is_named() -
     sr = build_sr(result)
     assert sr is not None
     assert not any(is_named(item, LATERALITY_CHECK.value) for item in walk_tree(sr))
+
+
+def test_the_side_of_a_line_is_where_it_enters_and_is_not_checked() -> None:
+    tip = make_finding(
+        "left internal jugular catheter terminates in the SVC", (10, 20, 30, 44), site=Site(PLEURA, "left")
+    )
+    (mark,), _ = select_result_marks(make_result_input(findings=[tip]))
+    assert not mark.on_other_side

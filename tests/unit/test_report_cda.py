@@ -94,6 +94,36 @@ def test_a_damaged_or_hostile_document_is_refused_by_name(document: bytes) -> No
         read_report(make_cda_dataset(document))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_entities_are_refused_in_every_encoding(encoding: str) -> None:
+    declared = '<!DOCTYPE x [<!ENTITY a "Left mass.">]>' + wrap("<component/>").decode()
+    document = '<?xml version="1.0" encoding="UTF-16"?>' + declared
+    marked = document if encoding == "utf-16" else "\ufeff" + document
+    with pytest.raises(DamagedDocumentError, match="declares"):
+        read_cda(marked.encode(encoding))
+
+
+def test_a_document_in_utf_16_is_read() -> None:
+    document = DOCUMENT.replace("UTF-8", "UTF-16").encode("utf-16")
+    assert "No pneumothorax." in read_report(make_cda_dataset(document)).text
+
+
+def test_what_only_speaks_of_a_declaration_is_no_declaration() -> None:
+    assert read_cda(b"<!-- <!DOCTYPE html> -->" + wrap("<component/>")).sections == ()
+
+
+def test_a_break_ends_no_section_that_is_typed_into_the_text() -> None:
+    body = (
+        "<component><section><title>Findings</title><text>INDICATION: cough<br/>known left pleural effusion<br/>"
+        "FINDINGS: Lungs clear.<br/>There is a right<br/>rib fracture.</text></section></component>"
+    )
+    report = read_report(make_cda_dataset(wrap(body)))
+    assert [report.text[one.start : one.end] for one in report.sentences] == [
+        "Lungs clear.",
+        "There is a right rib fracture.",
+    ]
+
+
 def test_a_document_without_a_narrative_says_so() -> None:
     scan = (
         "<ClinicalDocument><component><nonXMLBody><text representation='B64'>JVBERg==</text></nonXMLBody></component>"
