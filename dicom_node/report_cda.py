@@ -72,14 +72,18 @@ def _parse(document: bytes) -> Element:
     if len(document) > MAX_BYTES:
         raise DamagedDocumentError(f"it has more than {MAX_BYTES} bytes")
     try:
-        return _Parser().parse(document)
-    except expat.ExpatError:
+        return _parse_whole(document)
+    except DamagedDocumentError:
         if not document.endswith(b"\0"):
-            raise DamagedDocumentError("it is no well-formed XML") from None
-    except (ValueError, LookupError) as error:
-        raise DamagedDocumentError(f"it is no readable XML ({type(error).__name__})") from error
+            raise
+    return _parse_whole(document[:-1])
+
+
+def _parse_whole(document: bytes) -> Element:
     try:
-        return _Parser().parse(document[:-1])
+        return _Parser().parse(document)
+    except DamagedDocumentError:
+        raise
     except (expat.ExpatError, ValueError, LookupError) as error:
         raise DamagedDocumentError(f"it is no well-formed XML ({type(error).__name__})") from error
 
