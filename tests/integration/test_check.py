@@ -57,7 +57,7 @@ def test_a_database_with_the_schema_is_fine(write: Write) -> None:
     upgrade_schema(settings.database.url)
     check = check_rows(settings)
     assert check.ok
-    assert "schema 0001" in check.detail
+    assert "schema 0002" in check.detail
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves the socket open

@@ -176,7 +176,7 @@ def test_the_schema_is_upgraded_once_and_named(run: Run) -> None:
         status, out, err = run("db", "upgrade")
         assert (status, out) == (0, "")
         assert "newest schema" in err
-    assert run("db", "current")[:2] == (0, "0001\n")
+    assert run("db", "current")[:2] == (0, "0002\n")
 
 
 def test_a_file_that_is_no_database_is_named(run: Run, tmp_path: Path) -> None:

@@ -259,9 +259,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return _run
 
 
-@pytest.mark.parametrize(
-    "text", ["右肺に結節影を認めます。", "Thank you.", "Left effusion.\x00\U0001fac1", "a" * 3_000]
-)
+@pytest.mark.parametrize("text", ["Thank you.", "Left effusion.\x00\U0001fac1", "a" * 3_000])
 def test_a_picture_of_one_pixel_and_a_strange_text_are_grounded(run: Run, text: str) -> None:
     Path("report.txt").write_text(text, encoding="utf-8")
     status, _, errors = run()
@@ -277,6 +275,11 @@ def check_refused(outcome: tuple[int, str, str], *words: str) -> None:
     assert errors.startswith("knowmvg: ") and len(errors.splitlines()) == 1 and "Traceback" not in errors
     assert all(word in errors for word in words)
     assert not Path("out").exists()
+
+
+def test_a_text_in_another_language_is_refused_by_its_name(run: Run) -> None:
+    Path("report.txt").write_text("右肺に結節影を認めます。", encoding="utf-8")
+    check_refused(run(), "in Japanese", "reads English only")
 
 
 def test_files_that_are_nothing_of_the_kind_are_refused_in_one_sentence(run: Run) -> None:
