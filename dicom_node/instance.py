@@ -74,7 +74,7 @@ MAX_TEXT = 256
 MAX_VALUES = 16
 MAX_REFERENCES = 1000
 MAX_STUDIES = 8
-"""Other studies that a report may be about: more are a list of comparisons."""
+"""Other studies that a report may be about: further ones are not followed."""
 
 _FIRST_AFTER_META = Tag(0x0003, 0x0000)
 _CONTENT_SEQUENCE = Tag("ContentSequence")

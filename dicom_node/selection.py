@@ -210,8 +210,7 @@ _REQUIREMENTS = (
         lambda image, report: is_same_patient(image, report),
         "not used: for another patient than the report",
         "the report is for another patient than the images (Patient ID, its issuer, or without an ID birth date or sex "
-        "differ): correct what is wrong in the "
-        "archive and send it as a new instance",
+        "differ): correct what is wrong in the archive and send it as a new instance",
     ),
     _Requirement(
         lambda image, report: is_chest(image),

@@ -52,7 +52,7 @@ class FakeGrounder:
     """A grounder that finds the first words of every sentence in the lower right quarter of the first image.
 
     `localizes` False: it finds none of them. `corner`: in the quarter that begins at this share of the width. `error`
-    is raised instead of answering. `calls` counts.
+    is raised instead of answering. `calls` counts, `seen` are the images of the last one.
     """
 
     localizes: bool = True
@@ -60,10 +60,12 @@ class FakeGrounder:
     error: Exception | None = None
     identity: ModelIdentity = field(default_factory=lambda: ModelIdentity("fake", "1", "0" * 64))
     calls: int = 0
+    seen: list[Image] = field(default_factory=list)
 
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Return one finding per sentence."""
         self.calls += 1
+        self.seen = list(images)
         if self.error is not None:
             raise self.error
         rows, columns = images[0].shape

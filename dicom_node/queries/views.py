@@ -290,7 +290,10 @@ def _conflicts(session: Session, job: JobRow) -> Iterable[dict[str, Any]]:
 
 
 def _findings(session: Session, job: JobRow, images: list[str]) -> Iterable[dict[str, Any]]:
-    """Return the findings as findings.json has them, and the SOP Instance UID of the image of each."""
+    """Return the findings as findings.json has them, and the SOP Instance UID of the image of each.
+
+    Without `laterality_conflict` of the boxes: the job's warnings say that.
+    """
     statement = select(FindingRow).where(FindingRow.job_id == job.job_id).order_by(FindingRow.number)
     for row in session.scalars(statement):
         source = None if row.source_start is None else {"start": row.source_start, "end": row.source_end}

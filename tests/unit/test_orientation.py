@@ -115,18 +115,10 @@ def test_the_header_is_read(value: object, expected: Orientation) -> None:
 
 
 def test_the_model_sees_films_as_they_hang_and_boxes_are_of_the_stored_matrix() -> None:
-    seen: list[Image] = []
-
-    class Watching(FakeGrounder):
-        def ground(self, images: object, report: ReportText) -> object:  # type: ignore[override]
-            seen.extend(images)  # type: ignore[arg-type]
-            return super().ground(images, report)  # type: ignore[arg-type]
-
-    stored = store(patient(), ("F", "R"))
+    stored, grounder = store(patient(), ("F", "R")), FakeGrounder()
     assert stored.shape == (30, 40)
-    grounding = ground_stored(
-        Watching(), [stored], [orientation_of(("F", "R"))], ReportText("Effusion.", (Span(0, 9),))
-    )
-    assert np.array_equal(seen[0], patient())
+    report = ReportText("Effusion.", (Span(0, 9),))
+    grounding = ground_stored(grounder, [stored], [orientation_of(("F", "R"))], report)
+    assert np.array_equal(grounder.seen[0], patient())
     # The lower right quarter of the film: the patient's lower left, which this matrix has at its right and top.
     assert [scored.box for scored in grounding.findings[0].boxes] == [Box(20, 0, 40, 15)]

@@ -7,9 +7,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from dicom_node.orientation import Orientation
 from dicom_node.pixels import render
 from dicom_node.results.overlay import draw_overlay
-from tests.builders import MARKS, make_cxr_dataset, make_finding, make_findings
+from grounding.types import Site
+from tests.builders import MARKS, PLEURA, make_cxr_dataset, make_finding, make_findings
 
 GREY = np.full((140, 96), 0.4, np.float32)
 
@@ -92,3 +94,12 @@ def test_image_itself_is_shown():
 @pytest.mark.parametrize("phrase", ["左胸水貯留を認める", "a\nb\tc", "", "word " * 100])
 def test_any_phrase_is_drawn(phrase):
     assert draw_overlay(GREY, [make_finding(phrase, (1, 2, 90, 100)), make_finding(phrase + "x")]).height >= 900
+
+
+def test_the_side_is_judged_by_how_the_film_is_stored():
+    sided, unsided = (
+        make_finding("Left effusion", (5.0, 30.0, 30.0, 90.0), site=site) for site in (Site(PLEURA, "left"), None)
+    )
+    plain = to_array(draw_overlay(GREY, [unsided]))
+    assert np.array_equal(to_array(draw_overlay(GREY, [sided], orientation=Orientation(mirrored=True))), plain)
+    assert not np.array_equal(to_array(draw_overlay(GREY, [sided])), plain)  # "(check side)"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dicom_node.errors import NotApplicableError
 from dicom_node.instance import Instance
-from dicom_node.selection import is_chest, select, select_report, view_of
+from dicom_node.selection import add_referred, is_chest, select, select_report, view_of
 
 CR, DX = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 SR = "1.2.840.10008.5.1.4.1.1.88.11"
@@ -287,3 +287,30 @@ def test_a_report_is_never_grounded_on_another_patient(
 )
 def test_what_one_of_them_lacks_parts_nobody(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert images_of(make_image(**one), make_report(**other)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "counts"),
+    [
+        ({}, True),
+        ({"patient_birth_date": "19400101"}, True),
+        ({"evidence": ("1.1.9",)}, False),
+        ({"evidence": ()}, False),
+        ({"patient_id": "Q"}, False),
+        ({"patient_birth_date": "19410101"}, False),
+        ({"patient_id_issuer": "HOSPITAL B"}, False),
+    ],
+)
+def test_a_report_of_another_study_counts_only_if_it_is_certainly_about_these_images(
+    facts: dict[str, Any], counts: bool
+) -> None:
+    image = make_image(patient_birth_date="19400101", patient_id_issuer="HOSPITAL A")
+    referred = make_report(2, **({"evidence": ("1.1.1",)} | facts))
+    assert (referred in add_referred([image], [referred])) is counts
+    assert add_referred([image, make_report(1)], [referred]) == (image, make_report(1))
+    assert add_referred([], [referred]) == ()
+
+
+def test_without_a_patient_id_no_report_of_another_study_counts() -> None:
+    image, referred = make_image(patient_id=""), make_report(2, patient_id="", evidence=("1.1.1",))
+    assert add_referred([image], [referred]) == (image,)
