@@ -48,7 +48,7 @@ def render_jobs(jobs: Sequence[Job], counts: Mapping[str, int], state: str | Non
 def render_job(job: Job) -> str:
     """Return the page of one job."""
     parts = [f'<p class="why">{_text(job["failure"])}</p>' if job.get("failure") else ""]
-    parts += [f'<p class="why">{_text(warning)}</p>' for warning in job.get("warnings", ())]
+    parts += [f'<p class="why">Warning: {_text(warning)}</p>' for warning in job.get("warnings", ())]
     parts.append(_facts(job))
     parts += [
         _section("Timeline", ("At (UTC)", "Event", "Detail"), [

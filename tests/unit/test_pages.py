@@ -96,6 +96,12 @@ def test_the_job_page_shows_every_part_of_a_job() -> None:
         assert word in text, word
 
 
+def test_the_job_page_shows_what_the_reader_should_check() -> None:
+    page = render_job(DETAIL | {"warnings": ["box 1 lies on the other side", HOSTILE]})
+    assert "Warning: box 1 lies on the other side" in Reader(page).text
+    assert "<script" not in page
+
+
 def test_a_job_that_has_just_begun_has_a_page() -> None:
     begun = SUMMARY | {"state": "RECEIVING", "outcome": None, "failure": None}
     assert "RECEIVING" in Reader(render_job(begun)).text
