@@ -19,6 +19,7 @@ from pydicom.uid import UID
 from dicom_node.errors import NotApplicableError
 from dicom_node.grayscale import Values, apply_modality, apply_voi_lut, apply_window
 from dicom_node.header import DECODE_ERRORS, read_number, read_text, read_value
+from dicom_node.jpeg_extended import EXTENDED, FULL_PROGRESSION, SPECTRAL_SELECTION, decode_extended
 from grounding.types import Image
 
 MAX_PIXELS = 200_000_000
@@ -30,7 +31,9 @@ PLUGINS = {
     "1.2.840.10008.1.2.1.99": ("",),
     "1.2.840.10008.1.2.2": ("",),
     "1.2.840.10008.1.2.4.50": ("gdcm", "pillow"),
-    "1.2.840.10008.1.2.4.51": ("gdcm", "pillow"),
+    EXTENDED: ("gdcm itself", "gdcm", "pillow"),
+    SPECTRAL_SELECTION: ("gdcm itself",),
+    FULL_PROGRESSION: ("gdcm itself",),
     "1.2.840.10008.1.2.4.57": ("gdcm",),
     "1.2.840.10008.1.2.4.70": ("gdcm",),
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
@@ -42,7 +45,8 @@ PLUGINS = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
     "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),
 }
-"""Transfer syntax to the pydicom plug-ins that decode it, in the order tried; "" is pydicom's own native reading."""
+"""Transfer syntax to the pydicom plug-ins that decode it, in the order tried; "" is pydicom's own native reading, and
+"gdcm itself" is `jpeg_extended`."""
 
 PERCENTILES = (0.5, 99.5)
 """Grey range of an image without a usable window."""
@@ -130,6 +134,8 @@ def _first_frame(ds: Dataset, syntax: str) -> NDArray[Any]:
     failure: Exception | None = None
     for plugin in PLUGINS[syntax]:
         try:
+            if plugin == "gdcm itself":
+                return decode_extended(ds, syntax)
             return np.asarray(pixel_array(ds, index=0, decoding_plugin=plugin))
         except DECODE_ERRORS as error:
             failure = failure or error

@@ -45,6 +45,9 @@ from dicom_node.transport import (
 logger = logging.getLogger(__name__)
 
 VERIFICATION = "1.2.840.10008.1.1"
+TRANSFER_SYNTAXES = (*ALL_TRANSFER_SYNTAXES, "1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+"""Those that pynetdicom knows, and two retired ones that archives still hold (JPEG spectral selection, progression)."""
+
 STORAGE_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography Image
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray Image - For Presentation
@@ -166,7 +169,7 @@ def _make_ae(settings: Settings) -> AE:
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.add_supported_context(VERIFICATION)
     for uid in STORAGE_CLASSES:
-        ae.add_supported_context(uid, ALL_TRANSFER_SYNTAXES)
+        ae.add_supported_context(uid, TRANSFER_SYNTAXES)
     return ae
 
 
