@@ -199,6 +199,8 @@ class ResultsSettings(Section):
     gsps: bool = True
     min_confidence: float = Field(default=0.0, ge=0, le=1)
     when_nothing_localized: Literal["none", "text", "tid1500"] = "text"
+    window: Literal["image", "reader"] = "image"
+    tracking: Literal["cornerstone", "plain"] = "cornerstone"
 
 
 class ConsoleSettings(Section):

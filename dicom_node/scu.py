@@ -90,27 +90,37 @@ def delivery_verdict(status: int | None) -> Verdict:
     return next((verdict for statuses, verdict in DELIVERY if status in statuses), "permanent")
 
 
-def allowed_candidates(part: Part, destination: DestinationSettings) -> tuple[Candidate, ...]:
-    """Return the candidates of `part` that `destination` may be given, in its order of preference."""
-    preferred = SR_CLASSES[destination.sr_class]
+def prefer(part: Part, destination: DestinationSettings, accepted: str | None = None) -> Part:
+    """Return `part` with the candidates that `destination` may be given, the one to be tried first in front.
+
+    That is the SR of the class that the destination took last (`accepted`), so that the revisions of a study stay of
+    one class and a refusal is not asked for again; else the class that `sr_class` names first.
+    """
     if part.name != "sr":
-        return part.candidates
-    return tuple(candidate for uid in preferred for candidate in part.candidates if candidate.sop_class_uid == uid)
+        return part
+    allowed = sorted(SR_CLASSES[destination.sr_class], key=lambda uid: uid != accepted)  # stable
+    candidates = tuple(one for uid in allowed for one in part.candidates if one.sop_class_uid == uid)
+    return replace(part, candidates=candidates)
 
 
 def send_parts(
-    destination: DestinationSettings, parts: Sequence[Part], study_instance_uid: str, calling_ae_title: str
+    destination: DestinationSettings,
+    parts: Sequence[Part],
+    study_instance_uid: str,
+    calling_ae_title: str,
+    accepted: str | None = None,
 ) -> tuple[Sent, ...]:
     """Send every part over one association and confirm each as `destination.commitment` asks.
 
-    One `Sent` per part, in order; a part that fails does not stop the others. Raises TransientError if there is no
-    association.
+    Of a part's candidates, ordered by `prefer` with `accepted`, the first is sent whose SOP class the archive accepts
+    and which it does not refuse for good. One `Sent` per part, in order; a part that fails does not stop the others.
+    Raises TransientError if there is no association.
     """
-    choices = {part.name: allowed_candidates(part, destination) for part in parts}
-    classes = sorted({candidate.sop_class_uid for chosen in choices.values() for candidate in chosen})
+    chosen = [prefer(part, destination, accepted) for part in parts]
+    classes = sorted({candidate.sop_class_uid for part in chosen for candidate in part.candidates})
     queries = [STUDY_ROOT_FIND] if destination.commitment else []
     with open_association(destination, [*classes, *queries], calling_ae_title) as association:
-        stored = [_send_part(association, destination, part.name, choices[part.name]) for part in parts]
+        stored = [_send_part(association, destination, part) for part in chosen]
         if not queries or (association.is_established and not _accepts(association, STUDY_ROOT_FIND)):
             return tuple(sent for _, sent in stored)
         return tuple(
@@ -179,19 +189,23 @@ def _explain_no_association(destination: DestinationSettings, association: Assoc
     return f"{_describe(destination)} cannot be reached: nothing answers as a DICOM node there"
 
 
-def _send_part(
-    association: Association, destination: DestinationSettings, name: str, candidates: tuple[Candidate, ...]
-) -> tuple[Candidate | None, Sent]:
+def _send_part(association: Association, destination: DestinationSettings, part: Part) -> tuple[Candidate | None, Sent]:
     """Send the first candidate that the archive takes; return it (None if none was taken) with what became of it."""
-    for candidate in candidates:
+    refused: Sent | None = None
+    for candidate in part.candidates:
         if not _accepts(association, candidate.sop_class_uid):
             continue
         status = _store(association, candidate)
-        if status != SOP_CLASS_NOT_SUPPORTED:
-            error = _store_error(destination, name, status)
-            sent = Sent(name, candidate.sop_instance_uid, status, None if error else "store", error)
-            return (None if error else candidate), sent
-    return None, Sent(name, None, None, None, _refused_error(association, destination, name))
+        if status == SOP_CLASS_NOT_SUPPORTED:
+            continue
+        error = _store_error(destination, part.name, status)
+        if error is None:
+            return candidate, Sent(part.name, candidate.sop_instance_uid, status, "store")
+        refused = Sent(part.name, candidate.sop_instance_uid, status, None, error)
+        if isinstance(error, TransientError):
+            break
+    nothing = Sent(part.name, None, None, None, _refused_error(association, destination, part.name))
+    return None, refused or nothing
 
 
 def _refused_error(association: Association, destination: DestinationSettings, name: str) -> NodeError:

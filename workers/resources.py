@@ -30,7 +30,12 @@ class Send(Protocol):
     """Delivers parts to a destination; `scu.send_parts`, or a fake archive's."""
 
     def __call__(
-        self, destination: DestinationSettings, parts: Sequence[Part], study_instance_uid: str, calling_ae_title: str
+        self,
+        destination: DestinationSettings,
+        parts: Sequence[Part],
+        study_instance_uid: str,
+        calling_ae_title: str,
+        accepted: str | None = None,
     ) -> tuple[Sent, ...]:
         """Return what became of each part; raises TransientError if the destination is away."""
         ...

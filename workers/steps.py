@@ -241,7 +241,7 @@ def _read_result_input(job: JobFacts, resources: Resources) -> ResultInput:
     stored = _read_instances(job, resources)
     with resources.sessions() as session:
         grounding, image_uids = queries.load_grounding(session, job.job_id)
-        previous = queries.previous_result(session, job.study_instance_uid, job.revision)
+        previous = queries.previous_results(session, job.study_instance_uid, job.revision)
     settings = resources.settings
     header = _read_dataset(stored[(job.selection or {})["report"]], resources)
     return ResultInput(
@@ -252,13 +252,9 @@ def _read_result_input(job: JobFacts, resources: Resources) -> ResultInput:
         created_at=job.step_since,
         local_timezone=job.step_since.astimezone().tzinfo or UTC,
         revision=job.revision,
-        predecessor=_refer_to(previous) if previous is not None else None,
+        predecessors=tuple(map(_refer_to, previous)),
         equipment=Equipment(settings.node.institution, settings.node.station),
-        options=ResultOptions(
-            min_confidence=settings.results.min_confidence,
-            when_nothing_localized=settings.results.when_nothing_localized,
-            gsps=settings.results.gsps,
-        ),
+        options=ResultOptions.of(settings.results),
     )
 
 
@@ -332,8 +328,11 @@ def _deliver_to(
     destination: DestinationSettings, parts: list[Part], job: JobFacts, resources: Resources
 ) -> list[NodeError]:
     """Send `parts` to one destination, note what it took, and return what went wrong."""
+    with resources.sessions() as session:
+        accepted = queries.accepted_sr_class(session, destination.name)
+    calling = resources.settings.receiver.ae_title
     try:
-        sent = resources.send(destination, parts, job.study_instance_uid, resources.settings.receiver.ae_title)
+        sent = resources.send(destination, parts, job.study_instance_uid, calling, accepted)
     except TransientError as error:
         return [error]
     with resources.sessions.begin() as session:

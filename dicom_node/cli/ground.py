@@ -176,11 +176,7 @@ def _write_results(source: Source, grounding: Grounding, settings: Settings, clo
         grounding=grounding,
         created_at=clock(),
         equipment=Equipment(settings.node.institution, settings.node.station),
-        options=ResultOptions(
-            min_confidence=settings.results.min_confidence,
-            when_nothing_localized=settings.results.when_nothing_localized,
-            gsps=settings.results.gsps,
-        ),
+        options=ResultOptions.of(settings.results),
     )
     built = {SR_NAME: build_sr(result) if settings.results.sr else None}
     for index in range(len(source.headers)):

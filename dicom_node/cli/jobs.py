@@ -193,7 +193,25 @@ def _sections(job: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list
                 for d in job["deliveries"]
             ],
         ),
+        ("Revisions of the study", REVISION_COLUMNS, _revision_rows(job) if len(job["revisions"]) > 1 else []),
     ]
+
+
+REVISION_COLUMNS = ("REV", "JOB", "STATE", "DESTINATION", "PART", "SOP INSTANCE")
+
+
+def _revision_rows(job: dict[str, Any]) -> list[list[object]]:
+    """Return one row for each result that an archive holds of any revision, and one for a revision without any."""
+    nothing: dict[str, Any] = {"destination": None, "part": None, "sop_instance_uid": None}
+    return [
+        [r["revision"], r["job_id"], r["state"], held["destination"], _part(held["part"]), held["sop_instance_uid"]]
+        for r in job["revisions"]
+        for held in r["delivered"] or [nothing]
+    ]
+
+
+def _part(part: str | None) -> str | None:
+    return part.partition(":")[0] if part else None
 
 
 def _status(status: object) -> object:

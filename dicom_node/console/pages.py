@@ -50,6 +50,7 @@ def render_job(job: Job) -> str:
     parts = [f'<p class="why">{_text(job["failure"])}</p>' if job.get("failure") else ""]
     parts += [f'<p class="why">Warning: {_text(warning)}</p>' for warning in job.get("warnings", ())]
     parts.append(_facts(job))
+    revisions = job.get("revisions", ())
     parts += [
         _section("Timeline", ("At (UTC)", "Event", "Detail"), [
             (_time(event["at"]), _text(event["event"]), _text(event["detail"])) for event in job.get("timeline", ())
@@ -62,6 +63,9 @@ def render_job(job: Job) -> str:
         ]),
         _section("Deliveries", ("Destination", "State", "SOP instance", "Status", "Confirmed by"), [
             _delivery_cells(delivery) for delivery in job.get("deliveries", ())
+        ]),
+        _section("Revisions of the study", ("Revision", "Job", "State", "Results that archives hold"), [
+            _revision_cells(revision) for revision in revisions if len(revisions) > 1
         ]),
         _section("Timings", ("Stage", "Seconds"), [
             (_text(stage), f"{seconds:.2f}") for stage, seconds in job.get("timings", {}).items()
@@ -103,6 +107,16 @@ def _finding_cells(finding: Mapping[str, Any]) -> tuple[str, ...]:
     scores = "<br>".join(f"{box['score']:.2f}" for box in boxes)
     found = "negated" if finding.get("negated") else "yes" if finding["localized"] else "no"
     return (_text(finding["phrase"]), found, corners or "-", scores or "-")
+
+
+def _revision_cells(revision: Mapping[str, Any]) -> tuple[str, ...]:
+    job_id = int(revision["job_id"])
+    held = "<br>".join(
+        _text(f"{one['destination']}: {one['part'].partition(':')[0]} {one['sop_instance_uid']}")
+        for one in revision["delivered"]
+    )
+    link = _link(f"/jobs/{job_id}", str(job_id), current=False)
+    return _text(revision["revision"]), link, _state(revision["state"]), held or "-"
 
 
 def _delivery_cells(delivery: Mapping[str, Any]) -> tuple[str, ...]:

@@ -198,8 +198,9 @@ def pending_deliveries(session: Session, job_id: int) -> tuple[Delivery, ...]:
     return tuple(delivery for delivery in load_deliveries(session, job_id) if delivery.state == "PENDING")
 
 
-def previous_result(session: Session, study_instance_uid: str, before_revision: int) -> PreviousResult | None:
-    """Return the SR of the latest earlier revision that an archive took, whatever became of its job; None if none."""
+def previous_results(session: Session, study_instance_uid: str, before_revision: int) -> tuple[PreviousResult, ...]:
+    """Return the SR of the latest earlier revision that an archive took, whatever became of its job, in the classes
+    that archives took it in, the preferred one first; none if there is none."""
     statement = (
         select(ResultRow, JobRow.revision)
         .join(JobRow, JobRow.job_id == ResultRow.job_id)
@@ -211,14 +212,23 @@ def previous_result(session: Session, study_instance_uid: str, before_revision: 
             DeliveryRow.state == "DELIVERED",
         )
         .order_by(JobRow.revision.desc(), ResultRow.sop_class_uid.desc())
-        .limit(1)
+        .distinct()
     )
-    found = session.execute(statement).first()
-    if found is None:
-        return None
-    row, revision = found
-    return PreviousResult(
-        row.sop_class_uid, row.sop_instance_uid, row.series_instance_uid, study_instance_uid, revision
+    taken = [
+        PreviousResult(row.sop_class_uid, row.sop_instance_uid, row.series_instance_uid, study_instance_uid, revision)
+        for row, revision in session.execute(statement)
+    ]
+    return tuple(one for one in taken if one.revision == taken[0].revision)
+
+
+def accepted_sr_class(session: Session, destination: str) -> str | None:
+    """Return the SOP class of the SR that a destination took last; None if it has taken none."""
+    return session.scalar(
+        select(ResultRow.sop_class_uid)
+        .join(DeliveryRow, DeliveryRow.sop_instance_uid == ResultRow.sop_instance_uid)
+        .where(DeliveryRow.destination == destination, DeliveryRow.part == "sr", DeliveryRow.state == "DELIVERED")
+        .order_by(DeliveryRow.updated_at.desc(), DeliveryRow.id.desc())
+        .limit(1)
     )
 
 

@@ -72,6 +72,8 @@ class JobDetail:
     findings: tuple[dict[str, Any], ...]
     results: tuple[dict[str, Any], ...]
     deliveries: tuple[dict[str, Any], ...]
+    revisions: tuple[dict[str, Any], ...]
+    """Every revision of the study, the first one first, with what archives hold of it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the job as `jobs show --json` prints it."""
@@ -86,6 +88,7 @@ class JobDetail:
             "findings": list(self.findings),
             "results": list(self.results),
             "deliveries": list(self.deliveries),
+            "revisions": list(self.revisions),
         }
 
 
@@ -133,6 +136,7 @@ def show_job(session: Session, job_id: int) -> JobDetail | None:
             for result in load_results(session, job_id)
         ),
         deliveries=tuple(asdict(delivery) for delivery in load_deliveries(session, job_id)),
+        revisions=tuple(_revisions(session, job.study_instance_uid)),
     )
 
 
@@ -269,6 +273,23 @@ def _instances(session: Session, job: JobRow, why: dict[str, str]) -> Iterable[d
             "size_bytes": row.size_bytes,
             "storage_key": row.storage_key,
             "use": why.get(row.sop_instance_uid),
+        }
+
+
+def _revisions(session: Session, study_instance_uid: str) -> Iterable[dict[str, Any]]:
+    """Return the jobs of a study, each with its results that an archive took; a later SR names the one it replaces."""
+    jobs = select(JobRow).where(JobRow.study_instance_uid == study_instance_uid).order_by(JobRow.revision)
+    for row in session.scalars(jobs):
+        delivered = [one for one in load_deliveries(session, row.job_id) if one.state == "DELIVERED"]
+        yield {
+            "job_id": row.job_id,
+            "revision": row.revision,
+            "state": row.state,
+            "outcome": row.outcome,
+            "delivered": [
+                {"destination": one.destination, "part": one.part, "sop_instance_uid": one.sop_instance_uid}
+                for one in delivered
+            ],
         }
 
 

@@ -63,7 +63,7 @@ def _build(result: ResultInput, image_index: int, marks: Sequence[Mark]) -> Data
     header = copy_for_writing(image)
     uids = result_uids(result)
     layers = _build_layers()
-    voi = luts.build_voi(image)
+    voi = luts.build_voi(image) if result.options.window == "image" else None
     groups = [hd.pr.GraphicGroup(number, _write_label(mark.label)) for number, mark in enumerate(marks, 1)]
     ds: Dataset = hd.pr.GrayscaleSoftcopyPresentationState(
         referenced_images=[header],

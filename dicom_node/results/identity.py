@@ -25,18 +25,17 @@ class ResultUids:
 def result_uids(result: ResultInput) -> ResultUids:
     """Return the UIDs of the results of `result`.
 
-    A series belongs to image study and report, so that viewers that show the newest instance of a series show the
-    newest revision. The fallback SOP class of the SR is another instance.
+    A series belongs to the image study, so that viewers that show the newest instance of a series show the newest
+    revision, also where an amended report is another instance. The fallback SOP class of the SR is another instance.
     """
     study = read_text(result.images[0], "StudyInstanceUID")
-    header = result.report_header
-    report = read_text(header, "SOPInstanceUID") if header is not None else result.report.text
     content = _content_key(result)
+    replaced = {reference.series_instance_uid for reference in result.predecessors}
     return ResultUids(
         sr_instance=derive_uid("sr", result.sr_class, *content),
-        sr_series=derive_uid("sr series", study, report),
+        sr_series=min(replaced) if replaced else derive_uid("sr series", study),
         gsps_instances=tuple(derive_uid("gsps", str(index), *content) for index in range(len(result.images))),
-        gsps_series=derive_uid("gsps series", study, report),
+        gsps_series=derive_uid("gsps series", study),
     )
 
 
@@ -57,13 +56,13 @@ def remark_uid(result: ResultInput, number: int) -> str:
 
 def _content_key(result: ResultInput) -> tuple[str, ...]:
     """Return everything that results say, but the time of writing."""
-    model, predecessor = result.grounding.model, result.predecessor
+    model = result.grounding.model
     return (
         read_text(result.images[0], "StudyInstanceUID"),
         *(read_text(image, "SOPInstanceUID") for image in result.images),
         read_text(result.report_header, "SOPInstanceUID") if result.report_header is not None else "",
         str(result.revision),
-        predecessor.sop_instance_uid if predecessor is not None else "",
+        *(predecessor.sop_instance_uid for predecessor in result.predecessors),
         model.version,
         model.sha256,
         model.name,

@@ -19,6 +19,7 @@ from dicom_node.results.identity import ResultUids, device_uid, result_uids
 from dicom_node.results.modules import add_equipment, copy_for_writing, stamp
 from dicom_node.results.values import (
     GSPS_SOP_CLASS,
+    SR_SOP_CLASSES,
     Mark,
     Reference,
     Remark,
@@ -36,10 +37,11 @@ _CLASSES = {"comprehensive_3d": hd.sr.Comprehensive3DSR, "comprehensive": hd.sr.
 def build_sr(result: ResultInput) -> Dataset | None:
     """Return the SR of `result`, or None where nothing is localized and no document is wanted then.
 
-    Raises PermanentError where image or report cannot be referred to.
+    An SR that replaces another is always written: its boxes would stand in the archive otherwise. Raises PermanentError
+    where image or report cannot be referred to.
     """
     marks, remarks = select_result_marks(result)
-    if not marks and result.options.when_nothing_localized == "none":
+    if not marks and result.options.when_nothing_localized == "none" and not result.predecessors:
         return None
     try:
         with disable_value_validation():
@@ -93,7 +95,7 @@ def _build_root(
     if remarks or not marks:
         items.append(sr_tree.build_qualitative_evaluations(result, remarks))
     root.ContentSequence = ContentSequence(items)
-    if not marks and (result.options.when_nothing_localized == "text" or not remarks):
+    if not marks and (result.options.when_nothing_localized != "tid1500" or not remarks):
         # OHIF up to 3.14 fails on a measurement report without measurements: the document takes another title
         root.ConceptNameCodeSequence = [CodedConcept.from_code(codes.LOCALIZATION_REPORT)]
         del root.ContentTemplateSequence
@@ -156,8 +158,15 @@ def _add_references(ds: Dataset, result: ResultInput) -> None:
         source.ReferencedSOPInstanceUID = read_text(result.report_header, "SOPInstanceUID")
         source.PurposeOfReferenceCodeSequence = [codes.make_code_item(codes.SOURCE_DOCUMENT)]
         ds.ReferencedInstanceSequence = [source]
-    if result.predecessor is not None:
-        ds.PredecessorDocumentsSequence = [_make_predecessor(result.predecessor)]
+    if result.predecessors:
+        ds.PredecessorDocumentsSequence = [_make_predecessor(_choose_predecessor(result))]
+
+
+def _choose_predecessor(result: ResultInput) -> Reference:
+    """Return the instance that an archive which takes this SOP class is likely to hold: that of the same class."""
+    own = SR_SOP_CLASSES[result.sr_class]
+    same = (reference for reference in result.predecessors if reference.sop_class_uid == own)
+    return next(same, result.predecessors[0])
 
 
 def _make_predecessor(predecessor: Reference) -> Dataset:

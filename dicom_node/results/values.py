@@ -12,6 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
+from dicom_node.config import ResultsSettings
 from dicom_node.header import read_number, read_text
 from dicom_node.laterality import contradicts
 from dicom_node.orientation import UPRIGHT, Orientation, read_orientation
@@ -22,6 +23,7 @@ from grounding.types import Box, Finding, Grounding, ScoredBox
 SrClass = Literal["comprehensive_3d", "comprehensive"]
 WhenNothingLocalized = Literal["none", "text", "tid1500"]
 Tracking = Literal["cornerstone", "plain"]
+Window = Literal["image", "reader"]
 
 SR_SOP_CLASSES: dict[SrClass, str] = {
     "comprehensive_3d": "1.2.840.10008.5.1.4.1.1.88.34",
@@ -63,13 +65,26 @@ class ResultOptions:
 
     `min_confidence`: boxes scored lower are written as not localized. `when_nothing_localized`: no SR, an SR that
     viewers show as text, or a strict TID 1500 one. `tracking`: identifiers that OHIF before 3.12 takes for a rectangle,
-    or plain ones. `gsps`: whether presentation states accompany the SR, which then refers to them.
+    or plain ones. `gsps`: whether presentation states accompany the SR, which then refers to them. `window`: they keep
+    the image's first window, or leave the window to the reader.
     """
 
     min_confidence: float = 0.0
     when_nothing_localized: WhenNothingLocalized = "text"
     tracking: Tracking = "cornerstone"
     gsps: bool = True
+    window: Window = "image"
+
+    @classmethod
+    def of(cls, settings: ResultsSettings) -> ResultOptions:
+        """Return the options that the configuration asks for."""
+        return cls(
+            min_confidence=settings.min_confidence,
+            when_nothing_localized=settings.when_nothing_localized,
+            tracking=settings.tracking,
+            gsps=settings.gsps,
+            window=settings.window,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +93,8 @@ class ResultInput:
 
     `images` are header datasets in the order of `Finding.image`; `report_header` is None for a report that is no DICOM
     instance. `created_at` (aware) belongs to the job, not to the moment of writing: a repeat must give the same bytes.
-    `local_timezone` is used where the first image names no Timezone Offset From UTC.
+    `local_timezone` is used where the first image names no Timezone Offset From UTC. `predecessors` are the instances
+    of the SR that this one replaces: one, or two where archives took it in different SOP classes.
     """
 
     images: tuple[Dataset, ...]
@@ -87,7 +103,7 @@ class ResultInput:
     grounding: Grounding
     created_at: datetime
     revision: int = 1
-    predecessor: Reference | None = None
+    predecessors: tuple[Reference, ...] = ()
     equipment: Equipment = Equipment()
     sr_class: SrClass = "comprehensive_3d"
     options: ResultOptions = ResultOptions()

@@ -111,7 +111,7 @@ def sparse_header() -> ResultInput:
 def revised() -> ResultInput:
     study = make_cxr_dataset().StudyInstanceUID
     predecessor = Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", study)
-    return make_result_input(revision=2, predecessor=predecessor, equipment=Equipment("Hospital", "STATION", "1.0"))
+    return make_result_input(revision=2, predecessors=(predecessor,), equipment=Equipment("Hospital", "STATION", "1.0"))
 
 
 def of(*images: Dataset, **values: Any) -> Callable[[], ResultInput]:

@@ -35,7 +35,7 @@ from dicom_node.queries.schema import SCHEMA_REVISION, make_config
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete, JobFacts, NotApplicable, State, Waiting
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
-from tests.builders import DX_PROCESSING_STORAGE, encode, make_cxr_dataset, make_report_dataset
+from tests.builders import COMPREHENSIVE_SR, DX_PROCESSING_STORAGE, encode, make_cxr_dataset, make_report_dataset
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 QUIET = timedelta(seconds=5)
@@ -518,7 +518,7 @@ def test_the_predecessor_is_the_last_sr_that_an_archive_took(sessions: Sessions)
     study = make_image().study_instance_uid
     first = make_complete_job(sessions)
     with sessions.begin() as session:
-        assert queries.previous_result(session, study, 2) is None
+        assert queries.previous_results(session, study, 2) == ()
     move_to(sessions, first, "WRITTEN")
     deliver_sr(sessions, first, "1.2.1")
     # superseded after the archive had taken its SR, but not its presentation state
@@ -526,10 +526,25 @@ def test_the_predecessor_is_the_last_sr_that_an_archive_took(sessions: Sessions)
     third = record(sessions, make_report(instance=3), NOW + QUIET).job_id
     assert second == third
     with sessions.begin() as session:
-        previous = queries.previous_result(session, study, 2)
-        assert queries.previous_result(session, study, 1) is None
-    assert previous is not None
+        (previous,) = queries.previous_results(session, study, 2)
+        assert queries.previous_results(session, study, 1) == ()
     assert (previous.sop_instance_uid, previous.revision, previous.study_instance_uid) == ("1.2.1", 1, study)
+
+
+def test_the_predecessor_is_named_in_every_class_that_archives_took(sessions: Sessions) -> None:
+    study, job_id = make_image().study_instance_uid, make_complete_job(sessions)
+    comprehensive = StoredResult("sr", COMPREHENSIVE_SR, "1.2.1", "1.2", "key", "0" * 64)
+    preferred = replace(comprehensive, sop_class_uid=SR_CLASS, sop_instance_uid="1.2.2")
+    with sessions.begin() as session:
+        queries.save_results(session, job_id, [comprehensive, preferred], NOW)
+        queries.open_deliveries(session, job_id, ["a", "b", "c"], ["sr"], NOW)
+        assert queries.accepted_sr_class(session, "a") is None
+        for name, uid in (("a", "1.2.1"), ("b", "1.2.2"), ("c", "1.2.1")):
+            queries.mark_delivery(session, job_id, Delivery(name, "sr", "DELIVERED", uid, 0, "query"), NOW)
+        previous = queries.previous_results(session, study, 2)
+        assert [one.sop_class_uid for one in previous] == [SR_CLASS, COMPREHENSIVE_SR]
+        assert queries.accepted_sr_class(session, "a") == COMPREHENSIVE_SR
+        assert queries.accepted_sr_class(session, "b") == SR_CLASS
 
 
 def test_results_are_replaced_when_they_are_written_again(sessions: Sessions) -> None:

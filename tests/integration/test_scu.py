@@ -9,7 +9,7 @@ import pytest
 
 from dicom_node.config import DestinationSettings
 from dicom_node.errors import PermanentError, TransientError
-from dicom_node.scu import Candidate, Part, Sent, allowed_candidates, delivery_verdict, echo, send_parts
+from dicom_node.scu import Candidate, Part, Sent, delivery_verdict, echo, prefer, send_parts
 from tests.builders import decode, make_report_dataset, write
 from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakePacs
 
@@ -171,10 +171,40 @@ def test_archive_that_accepts_none_of_the_classes_is_said_so(parts: tuple[Part, 
         ("comprehensive_3d", [COMPREHENSIVE_3D_SR]),
     ],
 )
-def test_allowed_candidates(pacs: FakePacs, parts: tuple[Part, ...], sr_class: str, classes: list[str]) -> None:
+def test_an_archive_may_be_given_what_its_sr_class_says(
+    pacs: FakePacs, parts: tuple[Part, ...], sr_class: str, classes: list[str]
+) -> None:
     destination = make_destination(pacs, sr_class=sr_class)
-    assert [one.sop_class_uid for one in allowed_candidates(parts[0], destination)] == classes
-    assert allowed_candidates(parts[1], destination) == parts[1].candidates
+    assert [one.sop_class_uid for one in prefer(parts[0], destination).candidates] == classes
+    assert prefer(parts[1], destination) == parts[1]
+    for accepted in (COMPREHENSIVE_SR, COMPREHENSIVE_3D_SR):
+        preferred = [one.sop_class_uid for one in prefer(parts[0], destination, accepted).candidates]
+        assert sorted(preferred) == sorted(classes)
+        assert preferred[0] == (accepted if accepted in classes else classes[0])
+
+
+@pytest.mark.parametrize("status", [0x0122, 0xA900, 0xC000, 0x0110])
+def test_archive_that_accepts_3d_but_refuses_to_store_it_gets_comprehensive(
+    parts: tuple[Part, ...], status: int
+) -> None:
+    with FakePacs() as pacs:
+        pacs.refused = {COMPREHENSIVE_3D_SR: status}
+        sr, gsps = send(pacs, parts)
+    assert (sr.error, sr.status, sr.sop_instance_uid) == (None, 0, parts[0].candidates[0].sop_instance_uid)
+    assert gsps.error is None
+
+
+def test_class_that_was_taken_last_is_tried_first(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    destination, study = make_destination(pacs), make_report_dataset().StudyInstanceUID
+    send_parts(destination, parts, study, "KNOWMVG", COMPREHENSIVE_SR)
+    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_SR]
+
+
+def test_archive_that_is_full_is_not_tried_with_the_other_class(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    pacs.refused = {COMPREHENSIVE_3D_SR: 0xA700}
+    sr, _ = send(pacs, parts)
+    assert isinstance(sr.error, TransientError)
+    assert pacs.structured_reports() == []
 
 
 def test_echo(pacs: FakePacs) -> None:

@@ -534,6 +534,52 @@ def test_late_image_gives_a_second_sr_that_names_the_first(rig: Rig, pacs: FakeP
     assert first["job_id"] != second["job_id"]
 
 
+def test_amended_report_gives_a_new_sr_in_the_same_series_and_a_new_presentation_state(
+    rig: Rig, pacs: FakePacs
+) -> None:
+    first = run_to_end(rig, store_study(rig))
+    second_id = rig.store(make_report_dataset(instance=2, ContentTime="180000")).job_id
+    assert second_id is not None
+    second = run_to_end(rig, second_id)
+    assert first["report"] != second["report"]
+    old, new = sorted(pacs.structured_reports(), key=lambda ds: int(ds.InstanceNumber))
+    assert (old.SeriesInstanceUID, old.SOPInstanceUID != new.SOPInstanceUID) == (new.SeriesInstanceUID, True)
+    states = pacs.of_class(GSPS_STORAGE)
+    assert len({state.SOPInstanceUID for state in states}) == 2
+    assert len({state.SeriesInstanceUID for state in states}) == 1
+    for job_id in (first["job_id"], second_id):
+        shown = rig.job(job_id)["revisions"]
+        assert [(one["revision"], one["job_id"], one["state"]) for one in shown] == [
+            (1, first["job_id"], "DELIVERED"),
+            (2, second_id, "DELIVERED"),
+        ]
+        held = [{d["sop_instance_uid"] for d in one["delivered"]} for one in shown]
+        assert held == [
+            {old.SOPInstanceUID, states[0].SOPInstanceUID},
+            {new.SOPInstanceUID, states[1].SOPInstanceUID},
+        ]
+
+
+def test_what_an_archive_took_is_remembered_for_the_next_study(rig: Rig, pacs: FakePacs) -> None:
+    """It accepts the 3D class, and then refuses to store an instance of it: it is asked once, not for every study."""
+    refused: list[str] = []
+
+    class Refusing(dict[str, int]):
+        def __contains__(self, uid: object) -> bool:
+            if uid == COMPREHENSIVE_3D_SR:
+                refused.append(COMPREHENSIVE_3D_SR)
+            return uid == COMPREHENSIVE_3D_SR
+
+    pacs.refused = Refusing({COMPREHENSIVE_3D_SR: 0xA900})
+    for study in ("1", "2", "3"):
+        image = make_cxr_dataset(study=study)
+        rig.store(image)
+        rig.store(make_report_dataset(study=study, image=image))
+        rig.settle(seconds=QUIET_S)
+    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_SR] * 3
+    assert len(refused) == 1
+
+
 def test_revision_that_is_overtaken_is_not_delivered(rig: Rig, pacs: FakePacs) -> None:
     job_id = store_study(rig)
     rig.sweep(seconds=QUIET_S)

@@ -207,12 +207,39 @@ def test_report_that_is_plain_text_is_not_referred_to():
 
 def test_predecessor_is_replaced():
     study = make_cxr_dataset().StudyInstanceUID
-    ds = build(revision=2, predecessor=Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", study))
+    ds = build(revision=2, predecessors=(Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", study),))
     series = ds.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
     (instance,) = series.ReferencedSOPSequence
     assert (series.SeriesInstanceUID, instance.ReferencedSOPInstanceUID) == ("2.25.8", "2.25.7")
     assert instance.PurposeOfReferenceCodeSequence[0].CodeValue == "121360"
     assert ds.InstanceNumber == 2
+
+
+def test_predecessor_is_named_in_the_class_that_the_same_archive_took():
+    study = make_cxr_dataset().StudyInstanceUID
+    taken = tuple(
+        Reference(uid, f"2.25.{n}", "2.25.8", study) for n, uid in enumerate((COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR))
+    )
+    for sr_class, expected in (("comprehensive_3d", "2.25.0"), ("comprehensive", "2.25.1")):
+        ds = build(revision=2, predecessors=taken, sr_class=sr_class)
+        (instance,) = ds.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+        assert instance.ReferencedSOPInstanceUID == expected
+        assert ds.SeriesInstanceUID == "2.25.8"
+    only = build(revision=2, predecessors=taken[1:])
+    assert only.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[
+        0
+    ].ReferencedSOPInstanceUID == ("2.25.1")
+
+
+def test_sr_that_replaces_another_is_written_even_where_nothing_is_localized():
+    """The boxes of the one it replaces would stand in the archive otherwise."""
+    values = {"findings": make_findings()[2:], "options": ResultOptions(when_nothing_localized="none")}
+    assert build_sr(make_result_input(**values)) is None
+    study = make_cxr_dataset().StudyInstanceUID
+    ds = build(**values, revision=2, predecessors=(Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", study),))
+    assert ds.SeriesInstanceUID == "2.25.8"
+    assert "ContentTemplateSequence" not in ds
+    assert read_boxes(ds) == []
 
 
 def test_private_scheme_is_declared_and_language_is_the_reports():
@@ -371,7 +398,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "findings": {"findings": make_findings()[:1]},
     "score": {"findings": [make_finding("Left effusion", (1, 2, 30, 40), score=0.5)]},
     "box": {"findings": [make_finding("Left effusion", (1, 2, 30, 41), score=0.5)]},
-    "predecessor": {"predecessor": Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", "2.25.9")},
+    "predecessor": {"predecessors": (Reference(COMPREHENSIVE_3D_SR, "2.25.7", "2.25.8", "2.25.9"),)},
 }
 
 
@@ -379,7 +406,8 @@ def test_changed_content_never_shares_a_uid():
     uids = [result_uids(make_result_input(**values)) for values in ({}, *CHANGES.values())]
     assert len({uid.sr_instance for uid in uids}) == len(uids)
     assert len({uid.gsps_instances for uid in uids}) == len(uids)
-    assert len({(uid.sr_series, uid.gsps_series) for uid in uids}) == 1
+    assert len({uid.gsps_series for uid in uids}) == 1
+    assert {uid.sr_series for uid in uids} == {uids[0].sr_series, "2.25.8"}  # the predecessor stands in that one
 
 
 def test_other_model_gives_other_uids():
@@ -388,12 +416,16 @@ def test_other_model_gives_other_uids():
     assert result_uids(result).sr_instance != result_uids(other).sr_instance
 
 
-def test_other_report_gives_another_series():
+def test_amended_report_stays_in_the_series_of_its_study():
     image = make_cxr_dataset()
     first, second = (
         result_uids(make_result_input(image, report=make_report_dataset(instance=n, image=image))) for n in (1, 2)
     )
-    assert first.sr_series != second.sr_series
+    assert (first.sr_series, first.gsps_series) == (second.sr_series, second.gsps_series)
+    assert first.sr_instance != second.sr_instance
+    assert first.gsps_instances != second.gsps_instances
+    other = result_uids(make_result_input(make_cxr_dataset(study="2")))
+    assert {other.sr_series, other.gsps_series}.isdisjoint({first.sr_series, first.gsps_series})
 
 
 def test_time_of_writing_changes_no_uid():
