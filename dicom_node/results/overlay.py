@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from dicom_node.orientation import UPRIGHT, Orientation
-from dicom_node.results.page import NOTE, Passage, Region, draw_page
+from dicom_node.results.page import Passage, Region, draw_page
 from dicom_node.results.shapes import trace_corners
-from dicom_node.results.values import Mark, select_marks
+from dicom_node.results.values import NOTE, Mark, select_marks
 from grounding.types import Finding, Image
 
 

@@ -14,7 +14,6 @@ from dicom_node.results.labels import Rect, place_labels
 from dicom_node.results.shapes import Points
 from grounding.types import Image
 
-NOTE = "Research model - unverified. Not for diagnosis."
 _COLOURS = ("#ffd166", "#06d6a0", "#4cc9f0", "#f78c6b", "#c77dff", "#a7e34b", "#ff6b9d", "#9db4ff")
 _PANEL, _TEXT, _FAINT, _WARNING = "#12161c", "#eef2f6", "#9aa7b4", "#ff9f9f"
 

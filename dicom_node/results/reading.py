@@ -49,7 +49,7 @@ def read_remarks(ds: Dataset) -> list[ReadRemark]:
     return [
         ReadRemark(read_text(phrase, "TextValue"), _coded(phrase, codes.STATUS.value) or "")
         for phrase in phrases
-        if is_named(phrase, codes.FINDING.value)
+        if find_child(phrase, codes.STATUS.value) is not None
     ]
 
 

@@ -16,7 +16,7 @@ from dicom_node.results import codes
 from dicom_node.results.reading import find_child, is_named
 from dicom_node.results.shapes import Shape, read_shape
 from dicom_node.results.sr_tree import walk_tree
-from dicom_node.results.values import write_label
+from dicom_node.results.values import NOTE, write_label
 
 UNLOCATED = "Listed without a region"
 _VALUE_TYPES = ("TEXT", "CODE", "NUM")
@@ -67,11 +67,12 @@ def read_regions(report: Dataset, sop_instance_uid: str) -> list[ReadRegion]:
 
 
 def read_listed(report: Dataset) -> list[tuple[str, str]]:
-    """Return why, and which text, for all that the SR lists without a region on any image."""
+    """Return why, and which text, for all that the SR lists without a region on any image; not what it is itself."""
     listed = []
     for item in walk_tree(report):
         if is_named(item, codes.QUALITATIVE_EVALUATIONS.value):
-            listed += [(_read_reason(child), text) for child in _children(item) if (text := _write_value(child))]
+            texts = [(_read_reason(child), _write_value(child)) for child in _children(item)]
+            listed += [(reason, text) for reason, text in texts if text not in ("", NOTE)]
         if is_named(item, codes.MEASUREMENT_GROUP.value) and not any(
             read_text(below, "ValueType") == "SCOORD" for below in walk_tree(item)
         ):

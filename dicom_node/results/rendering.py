@@ -26,7 +26,7 @@ from dicom_node.header import DECODE_ERRORS, MANUFACTURER, MODEL_NAME, read_item
 from dicom_node.pixels import decode_frame, render
 from dicom_node.results import canvas
 from dicom_node.results.labels import place_labels
-from dicom_node.results.page import NOTE, Passage, Region, draw_page
+from dicom_node.results.page import Passage, Region, draw_page
 from dicom_node.results.regions import read_listed, read_regions, refers_to
 from dicom_node.results.shapes import Shape, trace_shape
 from dicom_node.results.state import (
@@ -38,7 +38,7 @@ from dicom_node.results.state import (
     refers_to_image,
     select_item,
 )
-from dicom_node.results.values import GSPS_SOP_CLASS, is_grayscale
+from dicom_node.results.values import GSPS_SOP_CLASS, NOTE, is_grayscale
 
 MAX_TEXT = 0.05
 """Height of a line of text as a share of the picture, however large its bounding box is."""

@@ -92,8 +92,7 @@ def _build_root(
     if not marks:
         del items[place]
     items.insert(place, sr_tree.build_image_library(result, gsps_uids))
-    if remarks or not marks:
-        items.append(sr_tree.build_qualitative_evaluations(result, remarks))
+    items.append(sr_tree.build_qualitative_evaluations(result, remarks))
     root.ContentSequence = ContentSequence(items)
     if not marks and (result.options.when_nothing_localized != "tid1500" or not remarks):
         # OHIF up to 3.14 fails on a measurement report without measurements: the document takes another title

@@ -29,7 +29,7 @@ from dicom_node.header import MANUFACTURER, read_number, read_text, read_value
 from dicom_node.results import codes
 from dicom_node.results.identity import remark_uid, tracking_uid
 from dicom_node.results.shapes import trace_corners
-from dicom_node.results.values import GSPS_SOP_CLASS, Mark, Remark, ResultInput, read_size
+from dicom_node.results.values import GSPS_SOP_CLASS, NOTE, Mark, Remark, ResultInput, read_size
 from grounding.types import Finding
 
 SINGLE_FRAME_CLASSES = frozenset(
@@ -119,9 +119,11 @@ def build_algorithm(result: ResultInput) -> hd.sr.AlgorithmIdentification:
 
 
 def build_qualitative_evaluations(result: ResultInput, remarks: Sequence[Remark]) -> ContainerContentItem:
-    """Return the container of the phrases that have no box (TID 1500 rows 12 and 14)."""
+    """Return the container of the phrases that have no box (TID 1500 rows 12 and 14), with what the document is."""
     items = [_build_remark(result, number, remark) for number, remark in enumerate(remarks, 1)]
-    return _contain(codes.QUALITATIVE_EVALUATIONS, items or [_text(codes.COMMENT, NO_PHRASES)])
+    if not result.grounding.findings:
+        items = [_text(codes.COMMENT, NO_PHRASES)]
+    return _contain(codes.QUALITATIVE_EVALUATIONS, [*items, _text(codes.COMMENT, NOTE)])
 
 
 def build_image_library(result: ResultInput, gsps_uids: Sequence[str | None]) -> ContainerContentItem:
@@ -214,9 +216,13 @@ def _build_source_report(result: ResultInput) -> list[CompositeContentItem]:
 
 
 def _build_remark(result: ResultInput, number: int, remark: Remark) -> TextContentItem:
-    """Return one phrase without a box. A positive code is never given to what the report denies."""
+    """Return one phrase without a box. A positive code is never given to what the report denies.
+
+    Its name is its status, not "Finding": the phrase of "no pleural effusion" is "pleural effusion", and viewers that
+    drop child items would show that as a finding.
+    """
     finding = remark.finding
-    item = _text(codes.FINDING, finding.phrase)
+    item = _text(remark.status, finding.phrase)
     identifier = hd.sr.TrackingIdentifier(uid=remark_uid(result, number), identifier=f"Phrase {number}")
     children = [*identifier, CodeContentItem(codes.STATUS, remark.status, Relationship.HAS_CONCEPT_MOD)]
     code = codes.to_code(finding.finding) if finding.finding is not None and not finding.negated else None

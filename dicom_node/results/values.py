@@ -36,6 +36,9 @@ _DEVICE = re.compile(
     re.IGNORECASE,
 )
 
+NOTE = "Research model - unverified. Not for diagnosis."
+"""What every SR and every picture of a result says."""
+
 MIN_SIDE = 1.0
 """Pixels; a smaller box cannot be seen and is written as not localized."""
 

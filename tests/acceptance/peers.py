@@ -152,19 +152,25 @@ class Network:
         self._holder.communicate()
 
 
+DICOMWEB_PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
+
+
 class Orthanc:
     """A PACS of another maker, empty at start. Its REST side answers `get`, its DICOM side `fetch`."""
 
     ae_title, port, http_port = "ORTHANC", 4242, 8052
 
-    def __init__(self, folder: Path, network: Network, node_port: int) -> None:
+    def __init__(self, folder: Path, network: Network, node_port: int, *, dicomweb: bool = False) -> None:
         require("Orthanc", "getscu")
+        if dicomweb and not Path(DICOMWEB_PLUGIN).exists():
+            missing("the DICOMweb plug-in of Orthanc is not installed")
         self.folder, self._enter = folder, network.enter
         settings = {
             "Name": "acceptance",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
-            "Plugins": [],
+            "Plugins": [DICOMWEB_PLUGIN] if dicomweb else [],
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True, "WadoRoot": "/wado"},
             "DicomAet": self.ae_title,
             "DicomPort": self.port,
             "DicomCheckCalledAet": True,

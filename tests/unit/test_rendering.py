@@ -237,7 +237,7 @@ def test_report_without_boxes_is_a_picture_with_a_list():
     sr = build_sr(result)
     assert sr is not None
     assert read_listed(sr) == [
-        ("Negated in source report", "Heart size is normal"),
+        ("Absent or normal in source report", "Heart size is normal"),
         ("Not localized on image", "Left effusion"),
     ]
     page = to_array(draw_report(decode(encode(sr)), result.images[0]))
