@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from PIL import Image as PilImage
 from pydicom.dataset import Dataset
 
 from tests.builders import make_cxr_dataset
+
+LINES = 15
+"""Lines of pixels along which the edges of a drawn box are looked for."""
 
 
 def make_grey(rows: int = 1000, columns: int = 800, **attributes: Any) -> Dataset:
@@ -20,3 +24,34 @@ def make_grey(rows: int = 1000, columns: int = 800, **attributes: Any) -> Datase
 def to_array(picture: PilImage.Image) -> NDArray[np.int16]:
     """Return the levels int16[height, width, 3] of a picture, so that differences can be negative."""
     return np.asarray(picture.convert("RGB"), np.int16)
+
+
+def read_box(picture: PilImage.Image, around: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the box that is drawn around the middle of `around`, in pixels of the picture.
+
+    Looked for from the middle outwards, along several lines: a label may stand in the way of some of them. Where it
+    touches an edge all along, that begins where the colour does, and is as thick as the others.
+    """
+    colour = np.ptp(to_array(picture), axis=2).astype(float)
+    x1, y1, x2, y2 = around
+    column, row = round((x1 + x2) / 2), round((y1 + y2) / 2)
+    columns, rows = (np.linspace(a, b, LINES + 2)[1:-1].astype(int) for a, b in ((x1, x2), (y1, y2)))
+    left, right = colour[rows, :column][:, ::-1], colour[rows, column:]
+    top, bottom = colour[:row, columns].T[:, ::-1], colour[row:, columns].T
+    sides = [[_find_run(line) for line in lines] for lines in (left, top, right, bottom)]
+    thickness = min(length for runs in sides for _, _, length in runs)
+    a, b, c, d = (_place_edge(runs, thickness) for runs in sides)
+    return column - a, row - b, column + c, row + d
+
+
+def _place_edge(runs: Sequence[tuple[float, float, int]], thickness: int) -> float:
+    clean = [middle for middle, _, length in runs if length <= thickness + 1]
+    return float(np.median(clean or [start + thickness / 2 for _, start, _ in runs]))
+
+
+def _find_run(line: NDArray[np.float64]) -> tuple[float, float, int]:
+    """Return middle (weighted by colour), start and length of the first coloured run of a line of pixels."""
+    coloured = np.flatnonzero(line > 8)
+    assert len(coloured), "nothing is drawn there"
+    run = np.split(coloured, np.flatnonzero(np.diff(coloured) > 1) + 1)[0]
+    return float(np.average(run + 0.5, weights=line[run])), float(run[0]), len(run)

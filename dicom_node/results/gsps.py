@@ -61,6 +61,8 @@ def build_gsps(result: ResultInput, image_index: int) -> Dataset | None:
 def _build(result: ResultInput, image_index: int, marks: Sequence[Mark]) -> Dataset:
     image = result.images[image_index]
     header = copy_for_writing(image)
+    # highdicom looks there for the grey scale of multi-frame images; these have it, if at all, in the header itself
+    header.SharedFunctionalGroupsSequence, header.PerFrameFunctionalGroupsSequence = [Dataset()], []
     uids = result_uids(result)
     layers = _build_layers()
     voi = luts.build_voi(image) if result.options.window == "image" else None

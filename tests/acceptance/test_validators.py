@@ -1,14 +1,10 @@
 """Every result document through foreign validators: dciodvfy of dicom3tools, dsrdump and dcmpschk of DCMTK.
 
-The tools are Debian packages. On a laptop without them the tests are skipped; in CI (environment CI=true) they fail.
+Over many more results: `tests/validation`.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,48 +32,9 @@ from tests.builders import (
     make_result_input,
     write,
 )
+from tests.validators import ALLOWED, FOREIGN, check_report_with_dcmtk, check_state_with_dcmtk, check_with_dciodvfy
 
 RADIOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "dicom"
-
-ALLOWED = (
-    # One per private code: a private scheme cannot be in the tool's table.
-    r"Unrecognized defined term <99KNOWMVG> for value 1 of attribute <Coding Scheme Designator>",
-    # Device UID in Contributing Equipment is younger than the tool; IHE AIR asks for it. The second line follows.
-    r"Attribute is not present in standard DICOM IOD - \(0x0018,0x1002\) UI Device UID ",
-    r"Dicom dataset contains attributes not present in standard DICOM IOD - this is a Standard Extended SOP Class",
-    # Type 2 attributes of the study that the image leaves empty.
-    r"Missing attribute or value that would be needed to build DICOMDIR - Study (ID|Date|Time)",
-    # Laterality is of Type 2C and unknown where the image does not say which body part it shows.
-    r"is only permitted to be empty when actually unknown; should be absent .* - attribute <Laterality>",
-)
-
-
-def needs(tool: str) -> str:
-    """Return the path of `tool`; skip without it on a laptop, fail in CI."""
-    path = shutil.which(tool)
-    if path is None:
-        message = f"{tool} is not installed: apt install dicom3tools dcmtk"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
-
-
-def run(tool: str, *arguments: str) -> list[str]:
-    """Return the lines that `tool` prints on both streams."""
-    done = subprocess.run(
-        [needs(tool), *arguments], capture_output=True, text=True, check=False, timeout=60, errors="replace"
-    )
-    return (done.stdout + done.stderr).splitlines()
-
-
-def check_with_dciodvfy(path: Path, allowed: tuple[str, ...] = ALLOWED) -> None:
-    """No error, and no warning that is not explained."""
-    lines = run("dciodvfy", str(path))
-    assert [line for line in lines if line.startswith("Error")] == []
-    warnings = [line.removeprefix("Warning - ") for line in lines if line.startswith("Warning")]
-    assert [warning for warning in warnings if not any(re.fullmatch(known, warning) for known in allowed)] == []
-    assert {"Comprehensive3DSR", "ComprehensiveSR", "GrayscaleSoftcopyPresentationState"} & set(lines)
 
 
 def make_short_lut() -> Dataset:
@@ -172,9 +129,7 @@ def test_documents_pass_dciodvfy(name, tmp_path):
 @pytest.mark.parametrize("name", INPUTS)
 def test_sr_is_read_by_dcmtk(name, tmp_path):
     sr, _ = build_all(INPUTS[name](), tmp_path)
-    lines = run("dsrdump", "+Pc", str(sr))
-    assert [line for line in lines if re.match(r"[EF]:|.*(invalid|error)", line, re.IGNORECASE)] == []
-    assert any("Preliminary Flag    : PRELIMINARY" in line for line in lines)
+    check_report_with_dcmtk(sr)
 
 
 @pytest.mark.parametrize("name", [name for name in INPUTS if name not in ("japanese", "sparse header")])
@@ -182,7 +137,7 @@ def test_presentation_state_is_read_by_dcmtk(name, tmp_path):
     """Not for the Japanese patient and the one without a name: DCMTK 3.6 takes both names for errors."""
     _, states = build_all(INPUTS[name](), tmp_path)
     for path in states:
-        assert "Test passed." in " ".join(run("dcmpschk", str(path)))
+        check_state_with_dcmtk(path)
 
 
 def test_dciodvfy_would_report_a_broken_document(tmp_path):
@@ -192,13 +147,6 @@ def test_dciodvfy_would_report_a_broken_document(tmp_path):
     del sr.CompletionFlag
     with pytest.raises(AssertionError, match="CompletionFlag"):
         check_with_dciodvfy(write(sr, tmp_path / "sr.dcm"))
-
-
-FOREIGN = (
-    # What a foreign image brings along: a name in the old style, a body part that is no defined term.
-    r"Unrecognized defined term <THORAX> for value 1 of attribute <Body Part Examined>",
-    r"Value dubious for this VR - .* PN .* - Retired Person Name form",
-)
 
 
 @pytest.mark.skipif(not RADIOGRAPHS.is_dir(), reason="the shared radiographs are not here")

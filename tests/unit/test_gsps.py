@@ -54,6 +54,23 @@ def make_lut_item(entries: int, first: int, bits: int) -> Dataset:
     return lut
 
 
+@pytest.mark.parametrize(("window", "kept"), [("image", True), ("reader", False)])
+def test_window_is_kept_or_left_to_the_reader(window, kept):
+    ds = build(options=ResultOptions(window=window))
+    assert ("SoftcopyVOILUTSequence" in ds) == kept
+    assert [box.box for box in read_boxes(ds)] == [box.box for box in read_boxes(build())]
+
+
+@pytest.mark.parametrize("absent", [(), ("WindowCenter", "WindowWidth"), ("RescaleSlope", "RescaleIntercept")])
+def test_multi_frame_image_without_a_window_or_a_rescale_is_referred_to(absent):
+    image = make_cxr_dataset(NumberOfFrames=2, SOPClassUID=MULTI_FRAME_SC, **dict.fromkeys(absent))
+    ds = build(image)
+    assert ("SoftcopyVOILUTSequence" in ds) == ("WindowCenter" not in absent)
+    assert ("RescaleSlope" in ds) == ("RescaleSlope" not in absent)
+    (reference,) = ds.ReferencedSeriesSequence[0].ReferencedImageSequence
+    assert reference.ReferencedFrameNumber == 1
+
+
 @pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")])
 @pytest.mark.parametrize("sop_class_uid", [CR_STORAGE, "1.2.840.10008.5.1.4.1.1.1.1"])
 def test_boxes_and_polarity_are_exact(photometric, shape, sop_class_uid):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from numpy.typing import NDArray
 from PIL import Image as PilImage
 from pydicom.dataset import Dataset
 
@@ -47,13 +46,11 @@ from tests.builders import (
     make_text,
 )
 from tests.fakes import FakeGrounder
-from tests.pictures import make_grey, to_array
+from tests.pictures import make_grey, read_box, to_array
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 GROUP = ("125007", "DCM", "Measurement Group")
 REGION = ("111030", "DCM", "Image Region")
-
-Levels = NDArray[np.float64]
 
 
 # ---- a phantom with a marker of known stored pixels, through the node and back out of the picture
@@ -129,25 +126,6 @@ def draw_gsps(result: ResultInput) -> PilImage.Image:
     state = build_gsps(result, 0)
     assert state is not None
     return draw_presentation_state(decode(encode(state)), decode(encode(result.images[0])))
-
-
-def read_edges(line: Levels) -> tuple[float, float]:
-    """Return the middles of the first and the last coloured run of a line of pixels, weighted by colour."""
-    coloured = np.flatnonzero(line > 8)
-    runs = np.split(coloured, np.flatnonzero(np.diff(coloured) > 1) + 1)
-    first, last = (float(np.average(run + 0.5, weights=line[run])) for run in (runs[0], runs[-1]))
-    return first, last
-
-
-def read_box(picture: PilImage.Image, around: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the box that is drawn through the column and the row in the middle of `around`, in screen pixels."""
-    colour = np.ptp(to_array(picture), axis=2).astype(float)
-    column, row = round((around[0] + around[2]) / 2), round((around[1] + around[3]) / 2)
-    left, right = read_edges(colour[row])
-    # from the right quarter: the label stands at the left, above or below
-    column = round(around[2] - (around[2] - around[0]) / 16)
-    top, bottom = read_edges(colour[:, column])
-    return left, top, right, bottom
 
 
 @pytest.mark.parametrize("draw", [draw_sr, draw_gsps])
