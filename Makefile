@@ -12,10 +12,10 @@ JOBS   ?= 2
 TORCH  := torch==2.13.0
 BIN    := $(VENV)/bin
 FAST   := tests/unit tests/repo
-SLOW   := tests/integration tests/model tests/acceptance
+SLOW   := tests/integration tests/model tests/acceptance tests/validation
 
 # Tests run as many processes as there are cores, so each takes one thread.
-test check: export OMP_NUM_THREADS := 1
+test check validate: export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
@@ -30,6 +30,10 @@ demo: venv  ## Send a generated study through the whole node; results in demo-ou
 .PHONY: test
 test: venv peers lint  ## Everything that CI runs: lint, then the whole suite.
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(FAST) $(SLOW)
+
+.PHONY: validate
+validate: venv peers  ## The long form of tests/validation: 1,000 films' coordinates, 500 results before every validator.
+	$(BIN)/pytest -n $(JOBS) --dist load tests/validation --full
 
 .PHONY: check
 check: venv lint  ## Format, lint, types, import contracts, fast tests.

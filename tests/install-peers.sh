@@ -3,12 +3,30 @@
 # is not possible it says what is missing and ends well: those tests skip then, and fail in CI.
 # No installed service is started or enabled: the tests start their own, on loopback.
 set -euo pipefail
-packages=(dcmtk dicom3tools iproute2 orthanc postgresql redis-server)
+packages=(
+    chromium dcmtk default-jre dicom3tools dicomscope fonts-dejavu-core fonts-dejavu-extra iproute2 orthanc
+    orthanc-dicomweb pixelmed-apps postgresql redis-server xdotool xvfb
+)
 services=(orthanc postgresql redis-server)
 policy=/usr/sbin/policy-rc.d
 
 is_installed() { [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }
 give_up() { echo "peers: $1; tests that need ${missing[*]} will skip (fail in CI)" >&2; exit 0; }
+
+# The viewer that is tested comes ready built from the npm registry, in the versions of tests/acceptance/ohif.py.
+fetch_ohif() {
+    local folder=.peers/ohif version
+    for version in 3.13.2 3.11.1; do
+        [ -e "$folder/ohif-app-$version.tgz" ] && continue
+        command -v npm >/dev/null || { echo "peers: no npm; the tests in OHIF will skip (fail in CI)" >&2; return; }
+        echo "peers: fetching OHIF $version"
+        mkdir -p "$folder"
+        npm pack --silent --pack-destination "$folder" "@ohif/app@$version" >/dev/null ||
+            { echo "peers: OHIF $version cannot be fetched; its tests will skip (fail in CI)" >&2; return; }
+    done
+}
+cd "$(dirname "$0")/.."
+fetch_ohif
 
 missing=()
 command -v dpkg-query >/dev/null || { missing=("${packages[@]}"); give_up "not a Debian system"; }

@@ -35,8 +35,15 @@ CHARACTER_WIDTH = 0.6
 
 _GREEN = hd.color.CIELabColor(85.0, -50.0, 80.0)
 _WHITE = 65535
-_UNPAIRED = ("CHEST",)
-"""Defined terms of PS3.16 Annex L; validators do not know THORAX."""
+_UNPAIRED = (
+    "ABDOMEN", "ABDOMENPELVIS", "AORTA", "BLADDER", "BRAIN", "CERVIX", "CHEST", "CHESTABDOMEN",
+    "CHESTABDPELVIS", "COCCYX", "COLON", "CSPINE", "CTSPINE", "DUODENUM", "ESOPHAGUS", "FACE", "GALLBLADDER",
+    "HEAD", "HEADNECK", "HEART", "JAW", "JEJUNUM", "LARYNX", "LIVER", "LSPINE", "LSSPINE", "MAXILLA",
+    "MEDIASTINUM", "MOUTH", "NECK", "NECKCHEST", "NECKCHESTABDOMEN", "NOSE", "PANCREAS", "PELVIS", "PENIS",
+    "PHARYNX", "PROSTATE", "RECTUM", "SKULL", "SPINE", "SPLEEN", "SSPINE", "STERNUM", "STOMACH", "THYMUS",
+    "THYROID", "TLSPINE", "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "VAGINA", "WHOLEBODY",
+)  # fmt: skip
+"""Defined terms of PS3.16 Annex L that are not paired, as validators know them: THORAX is no such term."""
 
 
 def build_gsps(result: ResultInput, image_index: int) -> Dataset | None:
