@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,9 @@ Sections = dict[str, list[str]]
 
 GOLD: list[dict[str, object]] = yaml.safe_load((Path(__file__).parents[1] / "gold" / "reports.yaml").read_text("utf-8"))
 
+INDIANA = Path(__file__).parents[3] / "shared" / "data" / "reports" / "indiana_reports.jsonl"
+PLAIN = re.compile(r"(?!.*XXXX)[A-Z][^.:;?!#<>&*0-9]{10,}[.]( [A-Z][^.:;?!#<>&*0-9]{10,}[.])*")
+
 NAMES: dict[str, CodeTuple] = {
     "indication": INDICATION, "technique": TECHNIQUE, "comparison": COMPARISON, "findings": FINDINGS,
     "impression": IMPRESSION, "history": ("11329-0", "LN", "History"), "addendum": ("55107-7", "LN", "Addendum"),
@@ -54,7 +59,7 @@ ENCODINGS = {
 """Specific Character Set, and what only it and its like can write: the referring physician, in the indication."""
 
 
-def sections_of(gold: dict[str, object]) -> Sections:
+def sections_of(gold: Mapping[str, object]) -> Sections:
     return {name: list(said) for name, said in gold.items() if isinstance(said, list)}
 
 
@@ -122,7 +127,7 @@ def read(report: Report) -> list[tuple[str, str]]:
 CASES = [(gold, shape) for gold in GOLD for shape in SHAPES]
 
 
-def misread(gold: dict[str, object], shape: str) -> list[tuple[str, str]]:
+def misread(gold: Mapping[str, object], shape: str) -> list[tuple[str, str]]:
     """What was read and should not have been, and the reverse."""
     sections = sections_of(gold)
     found = read(read_report(make_report_dataset(SHAPES[shape](sections))))
@@ -139,6 +144,27 @@ def test_at_least_99_of_100_reports_are_read_exactly() -> None:
     wrong = {(str(gold["name"]), shape): misread(gold, shape) for gold, shape in CASES}
     wrong = {case: some for case, some in wrong.items() if some}
     assert len(wrong) <= len(CASES) / 100, wrong
+
+
+def read_indiana() -> list[Sections]:
+    """Return the shared reports whose sentences anybody would part alike: at each full stop before a capital letter."""
+    reports = []
+    for line in INDIANA.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        said = {name: " ".join((row[name] or "").split()) for name in ("indication", "findings", "impression")}
+        if all(PLAIN.fullmatch(said[name]) for name in ("findings", "impression")):
+            parted = {name: re.split(r"(?<=[.]) ", said[name]) for name in ("findings", "impression")}
+            reports.append({"indication": [said["indication"] or "None."], **parted})
+    return reports
+
+
+@pytest.mark.skipif(not INDIANA.is_file(), reason="the shared reports are not here")
+def test_at_least_99_of_100_real_reports_are_read_exactly() -> None:
+    reports = read_indiana()
+    assert len(reports) >= 500
+    cases = [(number, shape) for number in range(0, len(reports), 4) for shape in SHAPES]
+    wrong = {(number, shape): some for number, shape in cases if (some := misread(reports[number], shape))}
+    assert len(wrong) <= len(cases) / 100, (len(wrong), len(cases), dict(list(wrong.items())[:5]))
 
 
 @pytest.mark.parametrize("name", [gold["name"] for gold in GOLD])
