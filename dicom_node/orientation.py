@@ -79,6 +79,12 @@ def read_orientation(image: Dataset) -> Orientation:
     return orientation_of([str(part).strip().upper() for part in value] if isinstance(value, MultiValue) else ())
 
 
+def tells_orientation(image: Dataset) -> bool:
+    """Tell whether a header says how its frontal image is stored, rows and columns both."""
+    value = read_value(image, "PatientOrientation")
+    return isinstance(value, MultiValue) and all(_main([str(part).strip() for part in value]))
+
+
 def ground_stored(
     grounder: Grounder, images: Sequence[Image], orientations: Sequence[Orientation], report: ReportText
 ) -> Grounding:

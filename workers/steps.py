@@ -25,7 +25,7 @@ from dicom_node.errors import NodeError, NotApplicableError, PermanentError, Tra
 from dicom_node.header import DECODE_ERRORS
 from dicom_node.language import check_language
 from dicom_node.logs import log_event
-from dicom_node.orientation import ground_stored, read_orientation
+from dicom_node.orientation import ground_stored, read_orientation, tells_orientation
 from dicom_node.pixels import render
 from dicom_node.queries.outcomes import DeliveryState
 from dicom_node.report import read_report
@@ -48,6 +48,7 @@ from workers.resources import LEASE, RING_AGAIN, Resources
 
 logger = logging.getLogger(__name__)
 
+ORIENTATION_UNTOLD = "image {uid} has no full Patient Orientation: it was taken to be stored as films hang"
 OTHER_SIDE = "box {number} lies on the other side of the patient than its phrase says: check report and image"
 
 
@@ -176,6 +177,7 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
         grounding.findings, sizes, resources.settings.results.min_confidence, dict(enumerate(orientations))
     )
     warnings = [OTHER_SIDE.format(number=mark.number) for mark in marks if mark.on_other_side]
+    warnings += [ORIENTATION_UNTOLD.format(uid=ds.SOPInstanceUID) for ds in datasets if not tells_orientation(ds)]
     if grounding.hallucinations:
         log_event(logger, "phrases dropped", job_id=job.job_id, count=grounding.hallucinations)
     outcome = "RESULT" if marks else "NO_FINDING"  # kept with the selection, too, for a retry of what comes after

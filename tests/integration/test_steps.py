@@ -105,6 +105,21 @@ def test_boxes_of_a_film_stored_mirrored_are_written_where_it_is_stored(rig: Rig
     assert {box.box.xyxy for box in read_boxes(sr)} == {(0, rows / 2, columns / 2, rows)}
 
 
+@pytest.mark.parametrize(
+    ("orientation", "is_told"), [(["L", "F"], True), (None, False), ("", False), (["L", ""], False)]
+)
+def test_a_film_that_does_not_tell_how_it_is_stored_is_a_warning_of_the_job(
+    rig: Rig, orientation: Any, is_told: bool
+) -> None:
+    image = make_cxr_dataset(PatientOrientation=orientation)
+    rig.store(image)
+    job_id = rig.store(make_report_dataset(image=image)).job_id
+    rig.settle(seconds=QUIET_S)
+    assert job_id is not None
+    warnings = [warning for warning in rig.job(job_id)["warnings"] if image.SOPInstanceUID in warning]
+    assert (warnings == []) == is_told
+
+
 def test_a_box_on_the_other_side_than_its_phrase_says_is_a_warning_of_the_job(rig: Rig) -> None:
     image = make_cxr_dataset(PatientOrientation=["L", "F"])
     rig.store(image)

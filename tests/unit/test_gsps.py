@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
+from dicom_node.pixels import render
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.identity import result_uids
 from dicom_node.results.labels import place_labels
@@ -83,6 +84,14 @@ def test_boxes_and_polarity_are_exact(photometric, shape, sop_class_uid):
     x0, y0, x1, y1 = MARKS["effusion"]
     assert list(graphic.GraphicData) == [x0, y0, x1, y0, x1, y1, x0, y1, x0, y0]
     assert (graphic.GraphicType, graphic.GraphicAnnotationUnits, graphic.GraphicFilled) == ("POLYLINE", "PIXEL", "N")
+
+
+@pytest.mark.parametrize(("photometric", "shape"), [("MONOCHROME1", "INVERSE"), ("MONOCHROME2", "IDENTITY")])
+def test_polarity_is_that_of_the_photometric_interpretation_whatever_the_image_says_besides(photometric, shape):
+    contradiction = "IDENTITY" if shape == "INVERSE" else "INVERSE"
+    image = make_cxr_dataset(photometric=photometric, PresentationLUTShape=contradiction)
+    assert build(image).PresentationLUTShape == shape
+    np.testing.assert_array_equal(render(image), render(make_cxr_dataset(photometric=photometric)))
 
 
 def test_boxes_are_those_of_the_report_document():
