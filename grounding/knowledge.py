@@ -52,7 +52,11 @@ _OTHER = {"left": "right", "right": "left", "lt": "rt", "rt": "lt"}
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A finding, device or structure: `family` names entities that look alike on a radiograph."""
+    """A finding, device or structure: `family` names entities that look alike on a radiograph.
+
+    `concept` is its code, which those of its `synonyms` that are `uncoded` do not have: they say less, or something
+    that only looks alike.
+    """
 
     id: str
     meaning: str
@@ -62,6 +66,7 @@ class Entity:
     locations: Mapping[str, float]
     concept: Concept | None
     site: Concept | None
+    uncoded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +97,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class PhraseReading:
-    """What the words of a phrase say: its entity if the bank knows one, side and level if named."""
+    """What the words of a phrase say: its entity if the bank knows one, by which name, side and level if named."""
 
     entity: Entity | None
     side: Laterality | None
     level: Level | None
+    name: str | None = None
+
+    @property
+    def concept(self) -> Concept | None:
+        """The code of the finding; None where the name that was used does not say so much."""
+        return self.entity.concept if self.entity and self.name not in self.entity.uncoded else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class KnowledgeBank:
         names = [match.group() for match in pattern.finditer(text)]
         specific = [name for name in names if by_name[name].family != "anatomy"]
         name = max(specific or names, key=len, default=None)
-        return PhraseReading(by_name[name] if name else None, read_side(text), read_level(text))
+        return PhraseReading(by_name[name] if name else None, read_side(text), read_level(text), name)
 
     def has_mirror(self, phrase: str) -> bool:
         """Whether a phrase says the same of a mirrored picture once left and right are swapped in it."""
@@ -244,6 +255,7 @@ def parse_bank(content: Mapping[str, Any]) -> KnowledgeBank:
             e["locations"],
             _concept(e.get("code")),
             _concept(e.get("site")),
+            frozenset(e.get("uncoded", ())),
         )
         for e in content["entities"]
     )

@@ -318,7 +318,7 @@ class Predictor:
         reading = self._bank.read_phrase(read.phrase)
         return Finding(
             phrase=read.phrase, source=read.source, image=asked.number, boxes=boxes, localized=bool(boxes),
-            negated=read.negated, finding=reading.entity.concept if reading.entity else None,
+            negated=read.negated, finding=reading.concept,
             site=self._bank.site(reading), uncertainty=uncertainty(*decoded) if decoded is not None and boxes else None,
         )  # fmt: skip
 
