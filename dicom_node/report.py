@@ -64,6 +64,11 @@ class Report:
     verification_flag: str = ""
     preliminary_flag: str = ""
 
+    @property
+    def is_addendum(self) -> bool:
+        """Whether all that it states is an addendum: what it adds to is another report."""
+        return all(sentence.section == "addendum" for sentence in self.sentences)
+
     def to_report_text(self) -> ReportText:
         """Return the text and the spans that may be grounded, as the model reads them."""
         return ReportText(self.text, tuple(Span(sentence.start, sentence.end) for sentence in self.sentences))

@@ -1,16 +1,17 @@
 """Which report and which images of a study are used: pure, and independent of the order of arrival.
 
-Report: one for the patient of an image before one for nobody's, a final one before a preliminary one, a verified one
-before an unverified one, then the latest. Images: those of the report's patient, and of these the ones that its
-evidence names, if any; then those of the best view alone (PA, else AP), originals before derived ones. Where the header
-does not tell the view, the first image alone is used: of a pair the second may be the lateral. Laterals, localizers,
-other body parts and images whose Patient Orientation is not that of a frontal view are never used.
+Report: one for the patient of an image before one for nobody's, a whole one before an addendum alone, a final one
+before a preliminary one, a verified one before an unverified one, then the latest. Images: those of the report's
+patient, and of these the ones that its evidence names, if any; then those of the best view alone (PA, else AP),
+originals before derived ones. Where the header does not tell the view, the first image alone is used: of a pair the
+second may be the lateral. Laterals, localizers, other body parts and images whose Patient Orientation is not that of a
+frontal view are never used.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,8 @@ OTHER_BODY_PARTS = (
 )  # fmt: skip
 """Words of Body Part Examined (PS3.16 annex L) that exclude an image; an absent or unknown one does not."""
 
+ADDENDUM = "not used: an addendum alone; the report that it belongs to is used"
+
 _WORD = re.compile("[A-Z]+")
 
 CHEST_BODY_PARTS = ("CHEST", "THORAX", "LUNG", "RIB", "HEART")
@@ -96,19 +99,25 @@ class _Requirement:
     none_left: str
 
 
-def select(instances: Iterable[Instance]) -> Selection:
-    """Return what is used of a study's instances. Raises NotApplicableError that says what is missing."""
+def select(instances: Iterable[Instance], addenda: Container[str] = ()) -> Selection:
+    """Return what is used of a study's instances. Raises NotApplicableError that says what is missing.
+
+    `addenda` are SOP Instance UIDs of reports that hold nothing but an addendum, as far as that is known.
+    """
     candidates = [instance for instance in instances if instance.role != "other"]
     images = [instance for instance in candidates if instance.role == "image"]
     own = [i for i in candidates if i.role != "report" or any(is_same_patient(i, image) for image in images)]
-    report = select_report(own if any(i.role == "report" for i in own) else candidates)
+    report = select_report(own if any(i.role == "report" for i in own) else candidates, addenda)
     selected = select_images(candidates, report)
     used = [report, *selected]
-    why = {i.sop_instance_uid: "used" if i in used else _why_not(i, report) for i in candidates}
+    why = {
+        i.sop_instance_uid: "used" if i in used else ADDENDUM if i.sop_instance_uid in addenda else _why_not(i, report)
+        for i in candidates
+    }
     return Selection(report.sop_instance_uid, tuple(image.sop_instance_uid for image in selected), why)
 
 
-def select_report(instances: Iterable[Instance]) -> Instance:
+def select_report(instances: Iterable[Instance], addenda: Container[str] = ()) -> Instance:
     """Return the report that is used. Raises NotApplicableError if there is none, or only unfinished ones."""
     reports = [instance for instance in instances if instance.role == "report"]
     finished = [report for report in reports if report.completion_flag != "PARTIAL"]
@@ -118,7 +127,8 @@ def select_report(instances: Iterable[Instance]) -> Instance:
             if reports
             else "the study has no report"
         )
-    return max(finished, key=_report_key)
+    whole = [report for report in finished if report.sop_instance_uid not in addenda]
+    return max(whole or finished, key=_report_key)
 
 
 def select_images(instances: Iterable[Instance], report: Instance) -> tuple[Instance, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from io import BytesIO
@@ -28,7 +28,7 @@ from dicom_node.logs import log_event
 from dicom_node.orientation import ground_stored, read_orientation, tells_orientation
 from dicom_node.pixels import render
 from dicom_node.queries.outcomes import DeliveryState
-from dicom_node.report import read_report
+from dicom_node.report import Report, read_report
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import (
@@ -41,13 +41,14 @@ from dicom_node.results.values import (
     select_marks,
 )
 from dicom_node.scu import Candidate, Part, Sent
-from dicom_node.selection import select
+from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
 from workers.resources import LEASE, RING_AGAIN, Resources
 
 logger = logging.getLogger(__name__)
 
+ADDENDUM_UNREAD = "report {uid} is an addendum alone and was not grounded: have the whole amended report sent"
 ORIENTATION_UNTOLD = "image {uid} has no full Patient Orientation: it was taken to be stored as films hang"
 OTHER_SIDE = "box {number} lies on the other side of the patient than its phrase says: check report and image"
 
@@ -166,8 +167,7 @@ def _try_later(job: JobFacts, reason: str, resources: Resources) -> None:
 def ground_study(job: JobFacts, resources: Resources) -> Done:
     """Find the phrases of the study's report in its images."""
     stored = _read_instances(job, resources)
-    selection = select(one.instance for one in stored.values())
-    report = read_report(_read_dataset(stored[selection.report], resources))
+    selection, report, addenda = _select(stored, resources)
     check_language(report)
     datasets = [_read_dataset(stored[uid], resources) for uid in selection.images]
     images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
@@ -177,6 +177,7 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
         grounding.findings, sizes, resources.settings.results.min_confidence, dict(enumerate(orientations))
     )
     warnings = [OTHER_SIDE.format(number=mark.number) for mark in marks if mark.on_other_side]
+    warnings += [ADDENDUM_UNREAD.format(uid=uid) for uid in addenda]
     warnings += [ORIENTATION_UNTOLD.format(uid=ds.SOPInstanceUID) for ds in datasets if not tells_orientation(ds)]
     if grounding.hallucinations:
         log_event(logger, "phrases dropped", job_id=job.job_id, count=grounding.hallucinations)
@@ -186,6 +187,21 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
         save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
         detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes, {len(warnings)} warnings",
     )
+
+
+def _select(
+    stored: Mapping[str, queries.StoredInstance], resources: Resources
+) -> tuple[Selection, Report, tuple[str, ...]]:
+    """Return what is used, the report, and the reports that are addenda alone, which only reading them tells."""
+    addenda: tuple[str, ...] = ()
+    while True:
+        selection = select((one.instance for one in stored.values()), addenda)
+        report = read_report(_read_dataset(stored[selection.report], resources))
+        if not report.is_addendum:
+            return selection, report, addenda
+        if selection.report in addenda:  # there is no other
+            return selection, report, tuple(uid for uid in addenda if uid != selection.report)
+        addenda = (*addenda, selection.report)
 
 
 def _read_instances(job: JobFacts, resources: Resources) -> dict[str, queries.StoredInstance]:

@@ -21,7 +21,7 @@ from dicom_node.errors import PermanentError, TransientError
 from dicom_node.results.reading import read_boxes
 from dicom_node.study import MAX_ATTEMPTS
 from grounding.types import Grounder
-from tests.builders import make_cda_dataset, make_cxr_dataset, make_report_dataset
+from tests.builders import make_cda_dataset, make_cxr_dataset, make_default_sections, make_report_dataset, make_section
 from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakeGrounder, FakePacs
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
 from workers.ownership import Owner
@@ -573,6 +573,42 @@ def test_amended_report_gives_a_new_sr_in_the_same_series_and_a_new_presentation
             {old.SOPInstanceUID, states[0].SOPInstanceUID},
             {new.SOPInstanceUID, states[1].SOPInstanceUID},
         ]
+
+
+ADDENDUM = ("55107-7", "LN", "Addendum")
+
+
+def test_an_addendum_alone_does_not_take_the_place_of_its_report(rig: Rig, pacs: FakePacs) -> None:
+    first = run_to_end(rig, store_study(rig))
+    addition = make_section(ADDENDUM, ["There is also a nodule in the right upper zone."])
+    addendum = make_report_dataset([addition], instance=2, ContentTime="180000", image=make_cxr_dataset())
+    second_id = rig.store(addendum).job_id
+    assert second_id is not None
+    second = run_to_end(rig, second_id)
+    assert second["report"] == first["report"]
+    assert [one["phrase"] for one in second["findings"]] == [one["phrase"] for one in first["findings"]]
+    (warning,) = (one for one in second["warnings"] if addendum.SOPInstanceUID in one)
+    assert "addendum alone" in warning
+    (use,) = (one["use"] for one in second["instances"] if one["sop_instance_uid"] == addendum.SOPInstanceUID)
+    assert use.startswith("not used: an addendum alone")
+    whole = make_report_dataset(
+        [*make_default_sections(), addition], instance=3, ContentTime="190000", image=make_cxr_dataset()
+    )
+    third_id = rig.store(whole).job_id
+    assert third_id is not None
+    third = run_to_end(rig, third_id)
+    assert third["report"] == {"sop_instance_uid": whole.SOPInstanceUID}
+    assert third["findings"][-1]["phrase"] == "There is also a nodule in the right upper zone."
+
+
+def test_an_addendum_that_comes_without_its_report_is_read(rig: Rig) -> None:
+    image = make_cxr_dataset()
+    rig.store(image)
+    addition = make_section(ADDENDUM, ["There is a nodule in the right upper zone."])
+    job_id = rig.store(make_report_dataset([addition], image=image)).job_id
+    assert job_id is not None
+    job = run_to_end(rig, job_id)
+    assert (job["state"], len(job["findings"]), job["warnings"]) == ("DELIVERED", 1, [])
 
 
 def test_what_an_archive_took_is_remembered_for_the_next_study(rig: Rig, pacs: FakePacs) -> None:
