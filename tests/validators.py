@@ -34,8 +34,9 @@ FOREIGN = (
 OUTDATED = "Code (43468-8,LN,"
 """PixelMed's copy of PS3.16 CID 100 is of 2019 and does not have the procedure yet; the present one has."""
 
-JAVA = {"JAVA_TOOL_OPTIONS": " ".join(f"-Djdk.xml.xpath{limit}Limit=0" for limit in ("ExprOp", "TotalOp", "ExprGrp"))}
-"""Java 17 stops PixelMed's style sheets otherwise."""
+LIMITS = [f"-Djdk.xml.xpath{limit}Limit=0" for limit in ("ExprOp", "TotalOp", "ExprGrp")]
+JAVA = {"JAVA_TOOL_OPTIONS": " ".join((*LIMITS, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"))}
+"""Java 17 stops PixelMed's style sheets without the first ones; the others halve the time of a short run."""
 
 
 def run(tool: str, *arguments: str) -> list[str]:

@@ -51,8 +51,7 @@ def check_documents(result: ResultInput, folder: Path, *, pixelmed: bool) -> tup
     for number, state in enumerate(states):
         path = write(state, folder / f"{number}.dcm")
         check_with_dciodvfy(path, None)
-        name = str(state.get("PatientName", ""))
-        if name and name.isascii():  # DCMTK 3.6 takes other names, and absent ones, for errors
+        if state.get("PatientName") and str(state).isascii():  # DCMTK 3.6 takes other texts, and no name, for errors
             check_state_with_dcmtk(path)
     if sr is None:
         return 0, len(states)
