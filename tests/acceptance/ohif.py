@@ -56,7 +56,7 @@ OUTLINES = f"""() => [...document.querySelectorAll('{SHAPES}')].map(shape => {{
 
 WAIT_MS = 40_000
 SETTLE_MS = 2_500
-TRIES = 5
+TRIES = 8
 CRASHED = "Something went wrong"
 
 

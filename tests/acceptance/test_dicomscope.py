@@ -19,6 +19,7 @@ TOLERANCE = 2.0
 far left and up (PS3.3 C.10.5 takes the corner of the first pixel as 0, 0, and so does the node)."""
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicomscope_draws_the_boxes_and_the_grey_of_our_renderer(photometric, tmp_path):
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]

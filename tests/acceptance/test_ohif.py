@@ -125,7 +125,7 @@ def assert_at(outlines: list[Box], markers: list[Box]) -> None:
         assert np.abs(np.subtract(outline.xyxy, marker.xyxy)).max() <= TOLERANCE, (outline, marker)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["3D", "comprehensive, MONOCHROME1, stored mirrored"])
 def test_boxes_lie_on_the_markers_and_become_measurements_with_the_phrase(viewer, archive, name, tmp_path):
     viewer.open(archive.studies[name])
@@ -142,7 +142,7 @@ def test_boxes_lie_on_the_markers_and_become_measurements_with_the_phrase(viewer
     assert viewer.errors == []
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_the_newest_revision_is_shown(viewer, archive):
     viewer.open(archive.studies["revised"])
     markers = viewer.markers()
@@ -153,7 +153,7 @@ def test_the_newest_revision_is_shown(viewer, archive):
     assert PHRASES[0] not in said
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -175,7 +175,7 @@ def test_a_result_without_boxes_is_shown_as_text(viewer, archive, name, words):
     assert viewer.errors == []
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_phrases_without_a_box_beside_one_with_a_box_do_no_harm(viewer, archive):
     viewer.open(archive.studies["partly localized"])
     markers = viewer.markers()
