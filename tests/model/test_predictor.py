@@ -75,7 +75,9 @@ def test_studies_asked_at_once_get_what_each_gets_alone(monkeypatch: pytest.Monk
             (f.image, f.source, f.negated, len(f.boxes)) for f in alone.findings
         ]
         ours, theirs = (np.array([b.box.xyxy for f in g.findings for b in f.boxes]) for g in (found, alone))
-        assert np.allclose(ours, theirs, atol=0.2)  # of 64 pixels; random weights magnify rounding
+        # of 64 pixels; random weights magnify rounding, which differs from processor to processor
+        assert ours.shape == theirs.shape and np.allclose(ours, theirs, atol=1.0)
+        assert not ours.size or np.median(np.abs(ours - theirs)) < 0.02
     assert len(together[0].findings) > len(together[4].findings) > 0
     assert {f.image for f in together[0].findings} == {0, 1}
     assert not together[1].findings and not together[2].findings
