@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import KnowledgeBank, load_bank
 from grounding.network.model import KnowMVG
 from grounding.predictor import Predictor
+from grounding.processor import Processor
 from grounding.tokens import GroundingTokenizer
 from grounding.training.batch import Batcher, TrainingBatch
 from grounding.training.examples import Answer, Example, Prompt
@@ -91,6 +95,23 @@ def make_predictor(**sections: dict[str, Any]) -> Predictor:
     with torch.no_grad():
         network.language.lm.model.embed_tokens.weight[tiny_tokens().box] *= 3
     return Predictor(network, tiny_tokens(), load_bank(), ModelIdentity("tiny", "0", "0" * 64))
+
+
+@contextmanager
+def computing_in_double(predictor: Predictor) -> Iterator[None]:
+    """Let a predictor (which is of no other use afterwards) compute in float64: rounding then says nothing."""
+    processor = predictor._processor
+    usual = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(processor, "pixels", lambda image: Processor.pixels(processor, image).double())
+        patch.setattr(processor, "log_prior", lambda phrases: Processor.log_prior(processor, phrases).double())
+        predictor._network.double()
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(usual)
 
 
 def tiny_image(square: tuple[int, int, int, int] = (10, 20, 30, 50), seed: int = 0) -> np.ndarray[Any, Any]:
