@@ -75,14 +75,12 @@ def orientation_of(directions: Sequence[str]) -> Orientation:
 
 def read_orientation(image: Dataset) -> Orientation:
     """Return how the frontal image of a header is stored."""
-    value = read_value(image, "PatientOrientation")
-    return orientation_of([str(part).strip().upper() for part in value] if isinstance(value, MultiValue) else ())
+    return orientation_of(_read_directions(image))
 
 
 def tells_orientation(image: Dataset) -> bool:
     """Tell whether a header says how its frontal image is stored, rows and columns both."""
-    value = read_value(image, "PatientOrientation")
-    return isinstance(value, MultiValue) and all(_main([str(part).strip() for part in value]))
+    return all(_main(_read_directions(image)))
 
 
 def ground_stored(
@@ -101,6 +99,11 @@ def _store(finding: Finding, orientation: Orientation, shape: tuple[int, ...]) -
         replace(scored, box=orientation.to_stored(scored.box, shape[0], shape[1])) for scored in finding.boxes
     )
     return replace(finding, boxes=boxes)
+
+
+def _read_directions(image: Dataset) -> list[str]:
+    value = read_value(image, "PatientOrientation")
+    return [str(part).strip().upper() for part in value] if isinstance(value, MultiValue) else []
 
 
 def _main(directions: Sequence[str]) -> tuple[str, str]:

@@ -92,9 +92,8 @@ class FakePacs:
     """A Storage SCP on loopback that counts what it takes and answers queries for it.
 
     Knobs, all changeable while it runs: `classes` it accepts, `status` it answers a C-STORE with, `refused` (SOP class
-    to the status it is refused with), `queryable`,
-    `find_status` it answers a C-FIND with, and `shows` (whether a query finds what was stored). Use as a context
-    manager, or `start` and `stop`.
+    to the status it is refused with; `refusals` counts), `queryable`, `find_status` it answers a C-FIND with, and
+    `shows` (whether a query finds what was stored). Use as a context manager, or `start` and `stop`.
     """
 
     def __init__(self, ae_title: str = "ARCHIVE", classes: Sequence[str] = RESULT_CLASSES) -> None:
@@ -102,6 +101,7 @@ class FakePacs:
         self.status, self.queryable, self.shows = 0x0000, True, True
         self.find_status = 0x0000
         self.refused: dict[str, int] = {}
+        self.refusals: Counter[str] = Counter()
         self.port = 0
         self.datasets: dict[str, Dataset] = {}
         self.stores: Counter[str] = Counter()
@@ -142,8 +142,10 @@ class FakePacs:
         return self.of_class(COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, study=study)
 
     def _handle_store(self, event: Event) -> int:
-        if event.request.AffectedSOPClassUID in self.refused:
-            return self.refused[event.request.AffectedSOPClassUID]
+        sop_class_uid = event.request.AffectedSOPClassUID
+        if sop_class_uid in self.refused:
+            self.refusals[sop_class_uid] += 1
+            return self.refused[sop_class_uid]
         if self.status == 0x0000 or self.status >> 12 == 0xB:
             ds = event.dataset
             ds.file_meta = event.file_meta

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,44 +54,18 @@ FontSize = 12
 """No receiver, sender, printer, spooler or query server is named, so none is started; message port 0: no listener."""
 
 
-@dataclass(frozen=True)
-class View:
-    """Where the image lies on the screenshot: its top left corner and screen pixels per image pixel."""
+def draw(image_path: Path, gsps_path: Path, out_png: Path) -> NDArray[np.uint8]:
+    """Return what DICOMscope draws for an image of square pixels, uint8[Rows, Columns, 3], one pixel for each.
 
-    left: int
-    top: int
-    width: int
-    height: int
-    scale_x: float
-    scale_y: float
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        """Where image content at (x, y), counted from the corner of the first pixel as 0, 0, lies on the screen."""
-        return self.left + x * self.scale_x, self.top + y * self.scale_y
-
-    def place_annotation(self, x: float, y: float) -> tuple[float, float]:
-        """Where DICOMscope draws the point x, y of a graphic object in PIXEL units.
-
-        It takes 1 off each coordinate twice (PresentationStateGraphicObject.buildPolyline and
-        TransformationConverter.calculateTransformation): what it draws lies 2 image pixels up and left of the place
-        that PS3.3 C.10.5 gives, 1 of them since it counts the corner of the first pixel as 1, 1.
-        """
-        return self.place(x - 2, y - 2)
-
-
-def screenshot(image_path: Path, gsps_path: Path, out_png: Path, scale: float = 1.0) -> View:
-    """Save what DICOMscope draws for the presentation state as `out_png`; the screen is as large as needed.
-
-    `scale` is the number of screen pixels per image pixel, best a whole number. The state must refer to the image.
+    The state must refer to the image. The whole screen is kept as `out_png`.
     """
     require("dicomscope", "dcmqridx", "Xvfb", "xdotool")
     image = pydicom.dcmread(image_path, stop_before_pixels=True)
     columns, rows = int(image.Columns), int(image.Rows)
-    state = pydicom.dcmread(gsps_path)
-    size = round(columns * scale) + PANEL[0], round(rows * scale) + PANEL[1]
+    size = columns + PANEL[0], rows + PANEL[1]
     with tempfile.TemporaryDirectory(prefix="dicomscope-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        _prepare(folder, Path(image_path), Path(gsps_path), size)
+        _prepare(folder, image_path, gsps_path, size)
         display = stack.enter_context(_run_xvfb(size, folder))
         viewer = stack.enter_context(_run_dicomscope(display, folder))
         screen = Screen(display, viewer, folder, out_png)
@@ -104,24 +77,14 @@ def screenshot(image_path: Path, gsps_path: Path, out_png: Path, scale: float = 
         screen.double_click(instance[4])
         left, top, width, height = screen.wait("the drawn image", screen.find_canvas)
         Image.fromarray(screen.pixels).save(out_png)
-    stretch_x, stretch_y = _read_stretch(state)
-    zoom = min(width / (columns * stretch_x), height / (rows * stretch_y))
-    return View(left, top, width, height, zoom * stretch_x, zoom * stretch_y)
-
-
-def _read_stretch(state: pydicom.Dataset) -> tuple[float, float]:
-    """Return how DICOMscope scales columns and rows that are not square: the wrong way round (buildScaling)."""
-    spacing = state.DisplayedAreaSelectionSequence[0].get("PresentationPixelSpacing")
-    if not spacing:
-        return 1.0, 1.0
-    y, x = map(float, spacing)
-    return (y / x, 1.0) if x > y else (1.0, x / y)
+    assert (width, height) == (columns, rows), "DICOMscope does not draw one pixel for each"
+    return screen.pixels[top : top + rows, left : left + columns]
 
 
 class Screen:
     """What the X server shows, and the mouse."""
 
-    def __init__(self, display: str, viewer: subprocess.Popen[bytes], folder: Path, out: Path | str) -> None:
+    def __init__(self, display: str, viewer: subprocess.Popen[bytes], folder: Path, out: Path) -> None:
         self.display, self.viewer, self.folder, self.out = display, viewer, folder, out
         self.pixels: NDArray[np.uint8] = self.grab()
 

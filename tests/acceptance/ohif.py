@@ -10,10 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,10 +110,6 @@ class Viewer:
         """Return all that the page says."""
         return str(self.page.evaluate("document.body.innerText"))
 
-    def screenshot(self, path: Path) -> None:
-        """Keep what is on the screen."""
-        self.page.screenshot(path=path)
-
     def markers(self, size: int = 40) -> list[Box]:
         """Return the bright rectangles of at least `size` pixels a side in the image's pane, from the left."""
         self._settle()
@@ -159,8 +154,8 @@ class Viewer:
         wait_until(lambda: self._pane()[2].std() > 5.0, "an image in the viewer", WAIT_MS / 1000)
 
     def _prompt(self) -> Locator:
-        named: Sequence[Any] = [self.page.get_by_role("button", name=name, exact=True) for name in ("Yes", "LOAD")]
-        return named[0].or_(named[1]).or_(self.page.get_by_text("LOAD", exact=True)).first
+        yes, load = (self.page.get_by_role("button", name=name, exact=True) for name in ("Yes", "LOAD"))
+        return yes.or_(load).first
 
     def _skip_tour(self) -> None:
         """Close the tour that is shown once."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.rendering import draw_presentation_state
-from tests.acceptance.dicomscope import screenshot
+from tests.acceptance.dicomscope import draw
 from tests.builders import make_cxr_dataset, make_finding, make_result_input, write
 from tests.pictures import find_box, read_box
 
@@ -31,9 +30,7 @@ def test_dicomscope_draws_the_boxes_and_the_grey_of_our_renderer(photometric, tm
     assert state is not None
 
     paths = write(image, tmp_path / "image.dcm"), write(state, tmp_path / "state.dcm")
-    view = screenshot(*paths, tmp_path / "dicomscope.png")
-    screen = np.asarray(Image.open(tmp_path / "dicomscope.png"))
-    theirs = screen[view.top : view.top + ROWS, view.left : view.left + COLUMNS].astype(float)
+    theirs = draw(*paths, tmp_path / "dicomscope.png").astype(float)
     ours = draw_presentation_state(state, image)
     assert (ours.width, ours.height) == (COLUMNS, ROWS)
 

@@ -613,22 +613,23 @@ def test_an_addendum_that_comes_without_its_report_is_read(rig: Rig) -> None:
 
 def test_what_an_archive_took_is_remembered_for_the_next_study(rig: Rig, pacs: FakePacs) -> None:
     """It accepts the 3D class, and then refuses to store an instance of it: it is asked once, not for every study."""
-    refused: list[str] = []
-
-    class Refusing(dict[str, int]):
-        def __contains__(self, uid: object) -> bool:
-            if uid == COMPREHENSIVE_3D_SR:
-                refused.append(COMPREHENSIVE_3D_SR)
-            return uid == COMPREHENSIVE_3D_SR
-
-    pacs.refused = Refusing({COMPREHENSIVE_3D_SR: 0xA900})
+    pacs.refused = {COMPREHENSIVE_3D_SR: 0xA900}
     for study in ("1", "2", "3"):
         image = make_cxr_dataset(study=study)
         rig.store(image)
         rig.store(make_report_dataset(study=study, image=image))
         rig.settle(seconds=QUIET_S)
     assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_SR] * 3
-    assert len(refused) == 1
+    assert pacs.refusals == {COMPREHENSIVE_3D_SR: 1}
+
+
+def test_results_are_written_as_the_configuration_asks(tmp_path: Path, pacs: FakePacs) -> None:
+    rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [pacs], results={"window": "reader", "tracking": "plain"})
+    run_to_end(rig, store_study(rig))
+    (state,) = pacs.of_class(GSPS_STORAGE)
+    assert "SoftcopyVOILUTSequence" not in state
+    graphics = state.GraphicAnnotationSequence[0].GraphicObjectSequence
+    assert [graphic.TrackingID for graphic in graphics] == [f"Finding {n}" for n in range(1, len(graphics) + 1)]
 
 
 def test_revision_that_is_overtaken_is_not_delivered(rig: Rig, pacs: FakePacs) -> None:

@@ -232,6 +232,8 @@ def test_image_without_modality_transformation_gets_none():
         ({}, "CHEST", None),
         ({"Laterality": "L"}, "CHEST", "L"),
         ({"BodyPartExamined": None}, None, ""),
+        ({"BodyPartExamined": "CHESTABDOMEN"}, "CHESTABDOMEN", None),
+        ({"BodyPartExamined": "THORAX"}, "THORAX", ""),
         ({"BodyPartExamined": "HAND", "Laterality": "R"}, "HAND", "R"),
         ({"BodyPartExamined": "HAND", "Laterality": "x"}, "HAND", ""),
     ],

@@ -226,9 +226,8 @@ def test_predecessor_is_named_in_the_class_that_the_same_archive_took():
         assert instance.ReferencedSOPInstanceUID == expected
         assert ds.SeriesInstanceUID == "2.25.8"
     only = build(revision=2, predecessors=taken[1:])
-    assert only.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[
-        0
-    ].ReferencedSOPInstanceUID == ("2.25.1")
+    (instance,) = only.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert instance.ReferencedSOPInstanceUID == "2.25.1"
 
 
 def test_sr_that_replaces_another_is_written_even_where_nothing_is_localized():

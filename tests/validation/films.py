@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from dicom_node.orientation import orientation_of
-from grounding.types import Box
 from tests.builders import CR_STORAGE, DX_PRESENTATION_STORAGE, MULTI_FRAME_SC, make_cxr_dataset
 
 ORIENTATIONS = (
@@ -68,14 +66,14 @@ def draw_film(seed: int, *, touches: bool) -> Film:
         spacing=dice.choice(SPACINGS),
         has_window=dice.random() < 0.7,
         slope=dice.choice((1.0, 1.0, 2.5, 0.25)),
-        marker=_draw_marker(dice, rows, columns, MARGIN, touches),
+        marker=_draw_marker(dice, rows, columns, touches),
     )
 
 
 def make_film(film: Film, study: str) -> Dataset:
     """Return the film as its modality would send it: black but for the marker, in its grey scale and encoding."""
     low = -(2 ** (film.bits - 1)) if film.dtype[0] == "i" else 0
-    pixels = np.rint(low + _draw_picture(film, film.marker) * (2**film.bits - 1)).astype(film.dtype)
+    pixels = np.rint(low + _draw_picture(film) * (2**film.bits - 1)).astype(film.dtype)
     frames = {}
     if film.sop_class_uid == MULTI_FRAME_SC:
         # the second frame must not be looked at
@@ -104,17 +102,11 @@ def make_film(film: Film, study: str) -> Dataset:
     return ds
 
 
-def in_usual_view(film: Film) -> Box:
-    """Return the marker as it lies on a film that hangs as films hang."""
-    box = Box(*(float(value) for value in film.marker))
-    return orientation_of(film.orientation).from_stored(box, film.rows, film.columns)
-
-
-def _draw_marker(dice: Random, rows: int, columns: int, margin: float, touches: bool) -> tuple[int, int, int, int]:
+def _draw_marker(dice: Random, rows: int, columns: int, touches: bool) -> tuple[int, int, int, int]:
     sides = []
     for size in (columns, rows):
         extent = round(size * dice.uniform(0.25, 0.5))
-        first = round(dice.uniform(size * margin, size * (1 - margin) - extent))
+        first = round(dice.uniform(size * MARGIN, size * (1 - MARGIN) - extent))
         if touches and dice.random() < 0.2:
             first = dice.choice((0, size - extent))
         sides.append((first, first + extent))
@@ -122,9 +114,9 @@ def _draw_marker(dice: Random, rows: int, columns: int, margin: float, touches: 
     return x1, y1, x2, y2
 
 
-def _draw_picture(film: Film, marker: tuple[int, int, int, int]) -> NDArray[np.float64]:
+def _draw_picture(film: Film) -> NDArray[np.float64]:
     """Return the stored picture in [0, 1]; the marker is what is bright when it is shown."""
-    x1, y1, x2, y2 = marker
+    x1, y1, x2, y2 = film.marker
     picture = np.zeros((film.rows, film.columns))
     picture[y1:y2, x1:x2] = 1.0
     return 1.0 - picture if film.photometric == "MONOCHROME1" else picture

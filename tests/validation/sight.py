@@ -6,16 +6,26 @@ Pixels, views, averaging and the way back to the image are the predictor's own; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from grounding.checkpoint import default_checkpoint, load_predictor
 from grounding.network.decoder import DecodedBoxes
 from grounding.network.views import average_views, draw_views
+from grounding.predictor import Predictor
 from grounding.processor import Processor
 from grounding.types import Grounding, Image, ReportText
 from tests.builders import MODEL, make_finding
+
+
+@cache
+def load_model() -> Predictor:
+    """Return the shipped model."""
+    return load_predictor(default_checkpoint(), "cpu")
+
 
 SURE = 6.0
 """Logit of the presence of what was seen."""

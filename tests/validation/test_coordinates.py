@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from io import BytesIO
 from random import Random
 
@@ -21,23 +20,16 @@ from dicom_node.results.reading import read_boxes
 from dicom_node.results.rendering import draw_presentation_state, draw_report
 from dicom_node.results.sr import build_sr
 from dicom_node.results.values import SR_SOP_CLASSES, ResultInput
-from grounding.checkpoint import default_checkpoint, load_predictor
-from grounding.predictor import Predictor
 from grounding.processor import Processor
 from grounding.types import Box
 from tests.builders import CREATED_AT, decode, encode, make_report_dataset
 from tests.pictures import read_box
 from tests.validation.conftest import MOST, SUM
 from tests.validation.films import Film, draw_film, make_film
-from tests.validation.sight import SightedGrounder
+from tests.validation.sight import SightedGrounder, load_model
 
 TOLERANCE = 0.5
 """Stored pixels."""
-
-
-@cache
-def load_model() -> Predictor:
-    return load_predictor(default_checkpoint(), "cpu")
 
 
 def make_processor(dice: Random) -> Processor:
@@ -72,13 +64,15 @@ def written_boxes(result: ResultInput) -> list[Box]:
         sr = build_sr(replace(result, sr_class=sr_class))
         assert sr is not None
         content = encode(sr)
-        boxes += [one.box for one in read_boxes(decode(content))]
+        (read,) = read_boxes(decode(content))
+        boxes.append(read.box)
         (group,) = hd.sr.srread(BytesIO(content)).content.get_planar_roi_measurement_groups()
         corners = group.roi.value
         boxes.append(Box(*(float(v) for v in (*corners.min(axis=0), *corners.max(axis=0)))))
     state = build_gsps(result, 0)
     assert state is not None
-    return boxes + [one.box for one in read_boxes(decode(encode(state)))]
+    (read,) = read_boxes(decode(encode(state)))
+    return [*boxes, read.box]
 
 
 def drawn_errors(result: ResultInput, film: Film) -> list[float]:
