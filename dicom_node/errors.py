@@ -11,6 +11,10 @@ class TransientError(NodeError):
     """Trying the same again later may work: archive away, database locked, disk full."""
 
 
+class AbsentError(TransientError):
+    """Nobody answers there: not only this, but everything for that peer is to wait."""
+
+
 class PermanentError(NodeError):
     """Trying the same again cannot work; the text is shown to people as the reason."""
 

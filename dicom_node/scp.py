@@ -1,17 +1,16 @@
-"""The Storage SCP: success is answered only when the bytes are synced under their final name and the row is committed.
+"""The receiver: Storage SCP, Storage Commitment (as the SCP of senders, and for the reports of archives), C-ECHO.
 
-Bytes are kept as sent, in any transfer syntax; only their header is read here, never pixels or a report's content.
-What becomes of a study is decided elsewhere, from the rows: nothing here waits for a worker.
+Success is answered only when the bytes are synced under their final name and the row is committed. Bytes are kept as
+sent, in any transfer syntax; only their header is read here, never pixels or a report's content. What becomes of a
+study is decided elsewhere, from the rows: nothing here waits for a worker.
 """
 
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
-import socket
 import threading
-from dataclasses import dataclass
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -19,19 +18,39 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.association import Association
 from pynetdicom.events import Event
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
-from dicom_node.config import PeerSettings, Settings
+from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, make_report, read_request
+from dicom_node.config import Settings
+from dicom_node.confirmation import take_report
+from dicom_node.door import (
+    Door,
+    caller_of,
+    calling_ae_title,
+    handle_rejected,
+    handle_requested,
+    keep_audit,
+    measure,
+    note_refusal,
+    tell_pressure,
+    visit_of,
+)
 from dicom_node.errors import InvalidInstanceError
+from dicom_node.holding import check_references
 from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
-from dicom_node.queries import Recorded, record_instance
+from dicom_node.peers import Admission, admit
+from dicom_node.pressure import Pressure
+from dicom_node.queries import Recorded, note_commitment_request, note_received, record_instance
 from dicom_node.storage import FileStorage, StoredFile, instance_key, sync
+from dicom_node.tls import server_context
 from dicom_node.transport import (
+    GREETING_S,
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
     Intake,
@@ -86,8 +105,8 @@ class OutOfResourcesError(OSError):
     """The storage has less free space than the configuration asks for."""
 
 
-UNAVAILABLE = (OSError, OperationalError, InterfaceError, PoolTimeoutError)
-"""What a disk or a database that is full, locked or away raises."""
+UNAVAILABLE = (OSError, OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+"""What a disk or a database that is full, locked, read-only or away raises."""
 
 SUCCESS = 0x0000
 STORE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
@@ -95,48 +114,63 @@ STORE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((InvalidInstanceError,), 0xC000),  # Error: Cannot understand (PS3.4 B.2.3)
     (UNAVAILABLE, 0xA700),  # Refused: Out of Resources; the sender keeps it and tries again (PS3.4 B.2.3)
 )
-"""What is answered for each failure; the first row that fits counts. Anything else is a bug, and pynetdicom answers
-0xC211."""
+"""What is answered to a C-STORE for each failure; the first row that fits counts. Anything else is a bug, and
+pynetdicom answers 0xC211."""
 
-CALLING_TITLE_REJECTED = (0x01, 0x01, 0x03)
-"""Rejected permanently, by the user, calling AE title not recognized (PS3.8 9.3.4)."""
+NOTICE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
+    ((InvalidInstanceError,), 0x0115),  # Invalid argument value (PS3.7 C.5.2)
+    (UNAVAILABLE, 0x0213),  # Resource limitation (PS3.7 C.5.16)
+)
+"""What is answered to an N-ACTION or an N-EVENT-REPORT of storage commitment for each failure."""
 
+NOT_AUTHORIZED = 0x0124
+NO_SUCH_ACTION = 0x0123
 
-@dataclass(frozen=True)
-class Door:
-    """What the handlers are given."""
+LOOK_S = 1.0
+"""Between two looks at the free space and the database."""
 
-    settings: Settings
-    sessions: sessionmaker[Session]
-    storage: FileStorage
-    clock: Clock
+REPORT_PAUSE_S = 0.2
+"""Before a report of storage commitment that follows its request on the same association."""
 
 
 class Receiver:
     """A listening SCP."""
 
-    def __init__(self, server: ReceivingServer) -> None:
-        """`server` is bound already; its thread starts here."""
+    def __init__(self, server: ReceivingServer, door: Door) -> None:
+        """`server` is bound already; its threads start here."""
         self._server = server
+        self._door = door
+        self._stop = threading.Event()
         self.port: int = server.server_address[1]
         self._thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="receiver", daemon=True)
         self._thread.start()
+        self._watch = threading.Thread(target=self._look, name="pressure", daemon=True)
+        self._watch.start()
 
     def stop(self) -> None:
         """Listen no more and abort what is open; what was acknowledged stays."""
+        self._stop.set()
         open_associations = self._server.active_associations
         self._server.shutdown()
         self._thread.join()
         for association in open_associations:
             association.abort(block=False)
 
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            self._door.pressure.look()
+            if self._door.unkept and not self._door.pressure.closed:
+                keep_audit(self._door)
+
 
 def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage: FileStorage, clock: Clock) -> Receiver:
     """Listen as `settings.receiver` says. Raises OSError if the address cannot be bound."""
     # a value that is not as PS3.5 wants it is no reason to print it: it may be a patient's
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    door = Door(settings, sessions, storage, clock)
     receiver = settings.receiver
+    pressure = Pressure(functools.partial(measure, storage, sessions), receiver.min_free_bytes)
+    door = Door(settings, sessions, storage, clock, pressure)
+    pressure.changed = functools.partial(tell_pressure, door)
     shared = receiver.processes > 1
     server_class = SharedPortServer if shared else ReceivingServer
     server = server_class(
@@ -144,30 +178,38 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
         (receiver.host, receiver.port),
         receiver.ae_title,
         ae.supported_contexts,
+        ssl_context=server_context(receiver.tls) if receiver.tls else None,
         evt_handlers=_make_handlers(door),
         request_handler=ReceivingHandler,
     )
     ae._servers.append(server)
-    server.intake = Intake(storage.receive, functools.partial(_check_free_space, door))
+    server.intake = Intake(storage.receive, functools.partial(_check_free_space, door), receiver.max_instance_bytes)
+    server.refused = functools.partial(note_refusal, door, "", "")
     server.quieten()
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp() if shared else None)
     log_event(
-        logger, "receiver listening", ae_title=receiver.ae_title, host=receiver.host, port=server.server_address[1]
-    )
+        logger, "receiver listening", ae_title=receiver.ae_title, host=receiver.host, port=server.server_address[1],
+        tls=receiver.tls is not None,
+    )  # fmt: skip
     if removed:
         log_event(logger, "unfinished files removed", count=removed)
-    return Receiver(server)
+    return Receiver(server, door)
 
 
 def _make_ae(settings: Settings) -> AE:
     receiver = settings.receiver
     ae = AE(ae_title=receiver.ae_title)
     ae.require_called_aet = True
-    ae.maximum_associations = receiver.max_associations
+    ae.maximum_associations = (
+        100_000  # counted in `handle_requested`, where bare connections are told from associations
+    )
     ae.maximum_pdu_size = receiver.max_pdu
+    ae.acse_timeout = GREETING_S
+    ae.network_timeout = receiver.idle_s
     ae.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.add_supported_context(VERIFICATION)
+    ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
     for uid in STORAGE_CLASSES:
         ae.add_supported_context(uid, TRANSFER_SYNTAXES)
     return ae
@@ -176,33 +218,13 @@ def _make_ae(settings: Settings) -> AE:
 def _make_handlers(door: Door) -> list[Any]:
     return [
         (evt.EVT_REQUESTED, handle_requested, [door]),
-        (evt.EVT_REJECTED, handle_rejected),
+        (evt.EVT_REJECTED, handle_rejected, [door]),
         (evt.EVT_C_STORE, handle_store, [door]),
+        (evt.EVT_N_ACTION, handle_commitment_request, [door]),
+        (evt.EVT_N_EVENT_REPORT, handle_commitment_report, [door]),
         (evt.EVT_ABORTED, handle_closed),
         (evt.EVT_CONN_CLOSE, handle_closed),
     ]
-
-
-def handle_requested(event: Event, door: Door) -> None:
-    """Reject an association of somebody who is no peer, before anything is negotiated."""
-    request: Any = event.assoc.requestor.primitive
-    address = str(event.assoc.requestor.address)
-    if is_peer(door.settings, str(request.calling_ae_title).strip(), address):
-        return
-    event.assoc.requestor.ae_title = request.calling_ae_title
-    event.assoc.acse.send_reject(*CALLING_TITLE_REJECTED)
-    evt.trigger(event.assoc, evt.EVT_REJECTED, {})
-    event.assoc.kill()
-
-
-def handle_rejected(event: Event) -> None:
-    """Log who was turned away."""
-    requestor: Any = event.assoc.requestor
-    log_event(
-        logger, "association rejected", level=logging.WARNING, calling_ae_title=str(requestor.ae_title).strip(),
-        called_ae_title=str(requestor.primitive.called_ae_title).strip(), address=requestor.address,
-        advice="receiver.peers and receiver.ae_title say who may call what; receiver.max_associations how many at once",
-    )  # fmt: skip
 
 
 def handle_closed(event: Event) -> None:
@@ -211,28 +233,7 @@ def handle_closed(event: Event) -> None:
         event.assoc.dimse.discard()
 
 
-def is_peer(settings: Settings, calling_ae_title: str, address: str) -> bool:
-    """Tell whether a sender is let in: by AE title and address, or because everybody is."""
-    receiver = settings.receiver
-    return receiver.any or any(
-        peer.ae_title.strip() == calling_ae_title and _normalize(address) in _addresses(peer) for peer in receiver.peers
-    )
-
-
-def _addresses(peer: PeerSettings) -> set[str]:
-    """Every address of a peer; a host name may have several, and none while the name server is away."""
-    try:
-        return {_normalize(str(entry[4][0])) for entry in socket.getaddrinfo(peer.address, None)}
-    except OSError:
-        log_event(logger, "peer address unknown", level=logging.WARNING, ae_title=peer.ae_title, address=peer.address)
-        return set()
-
-
-def _normalize(address: str) -> str:
-    """Return an address as text that can be compared: an IPv4 address in IPv6 clothes is that IPv4 address."""
-    parsed = ipaddress.ip_address(address.split("%")[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return str(mapped or parsed)
+# ---- C-STORE ---------------------------------------------------------------------------------------------------------
 
 
 def handle_store(event: Event, door: Door) -> Dataset | int:
@@ -242,10 +243,10 @@ def handle_store(event: Event, door: Door) -> Dataset | int:
     try:
         recorded = _file(event, door)
     except failures as error:
-        return _refuse(event, error)
+        return _refuse(event, door, error)
     log_event(
         logger, f"instance {LOGGED[recorded.kind]}", sop_instance_uid=request.AffectedSOPInstanceUID,
-        calling_ae_title=_calling_ae_title(event), job_id=recorded.job_id, revision=recorded.revision or None,
+        calling_ae_title=calling_ae_title(event), job_id=recorded.job_id, revision=recorded.revision or None,
     )  # fmt: skip
     return SUCCESS
 
@@ -254,19 +255,17 @@ LOGGED = {"new": "filed", "repeat": "held already", "conflict": "kept aside", "o
 """Kinds of `Recorded`, in words."""
 
 
-def _calling_ae_title(event: Event) -> str:
-    return str(event.assoc.requestor.ae_title).strip()
-
-
-def _refuse(event: Event, error: Exception) -> Dataset:
+def _refuse(event: Event, door: Door, error: Exception) -> Dataset:
     """Return the response's status and, for the sender's log, its Error Comment (0000,0902), LO."""
     request: Any = event.request
     status = next(code for kinds, code in STORE_STATUS if isinstance(error, kinds))
     reason = str(error) if isinstance(error, InvalidInstanceError | OutOfResourcesError) else type(error).__name__
     log_event(
         logger, "instance refused", level=logging.WARNING, status=f"0x{status:04X}", reason=reason,
-        sop_instance_uid=request.AffectedSOPInstanceUID, calling_ae_title=_calling_ae_title(event),
+        sop_instance_uid=request.AffectedSOPInstanceUID, calling_ae_title=calling_ae_title(event),
     )  # fmt: skip
+    if isinstance(error, UNAVAILABLE) and not isinstance(error, OutOfResourcesError):
+        door.pressure.close(f"an instance could not be kept ({reason})")
     response = Dataset()
     response.Status = status
     response.ErrorComment = reason[:64].encode("ascii", "replace").decode().replace("\\", "/")
@@ -276,6 +275,8 @@ def _refuse(event: Event, error: Exception) -> Dataset:
 def _file(event: Event, door: Door) -> Recorded:
     """Keep the instance's bytes, then its row; raises what `STORE_STATUS` lists."""
     spool: Any = event.request.DataSet  # type: ignore[union-attr]  # a C-STORE
+    if not isinstance(spool, Spool):
+        raise InvalidInstanceError("the request has no dataset")
     try:
         path = spool.finish()
         if path is None:
@@ -289,11 +290,21 @@ def _file(event: Event, door: Door) -> Recorded:
         door.storage.file(stored.key, path)
     finally:
         spool.discard()
+    return _record(event, door, instance, stored)
+
+
+def _record(event: Event, door: Door, instance: Instance, stored: StoredFile) -> Recorded:
     quiet_period = timedelta(seconds=door.settings.assembly.quiet_period_s)
+    calling, now = calling_ae_title(event), door.clock()
     with door.sessions.begin() as session:
-        recorded = record_instance(session, instance, stored, _calling_ae_title(event), door.clock(), quiet_period)
+        recorded = record_instance(session, instance, stored, calling, now, quiet_period)
+        if recorded.kind != "own":
+            key, address = visit_of(event.assoc).audit_key, str(event.assoc.requestor.address)
+            note_received(session, key, instance, calling, address, now)
     if recorded.kind == "own":
         door.storage.remove(stored.key)
+    elif recorded.kind == "repeat" and not door.storage.exists(stored.key):
+        raise OutOfResourcesError("its earlier copy was being removed by the retention rule; send it again")
     return recorded
 
 
@@ -302,6 +313,8 @@ def _key(instance: Instance, spool: Spool) -> str:
 
 
 def _check_free_space(door: Door) -> None:
+    if closed := door.pressure.closed:
+        raise OutOfResourcesError(closed)
     free, least = door.storage.free_bytes(), door.settings.receiver.min_free_bytes
     if free < least:
         raise OutOfResourcesError(f"{free} bytes free, receiver.min_free_bytes is {least}")
@@ -313,3 +326,68 @@ def _check_request(event: Event, instance: Instance) -> None:
         raise MismatchError("its SOP Class UID is not that of the request")
     if request.AffectedSOPInstanceUID != instance.sop_instance_uid:
         raise MismatchError("its SOP Instance UID is not that of the request")
+
+
+# ---- storage commitment ----------------------------------------------------------------------------------------------
+
+
+def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
+    """Answer an N-ACTION: keep what a sender asks; it is looked up and told afterwards (PS3.4 J.3.2).
+
+    A sender with a `port` in the settings is called back; the others are told on this association, held open for it.
+    """
+    if event.action_type != REQUEST_COMMITMENT:
+        return NO_SUCH_ACTION, None
+    admission = admit(door.settings, caller_of(event))
+    if not isinstance(admission, Admission) or admission.role != "sender":
+        return NOT_AUTHORIZED, None
+    calling, address = calling_ae_title(event), str(event.assoc.requestor.address)
+    failures = tuple(kind for kinds, _ in NOTICE_STATUS for kind in kinds)
+    try:
+        transaction_uid, references = read_request(event.action_information)
+        if admission.peer is None or admission.peer.port is None:
+            _tell_here(event, door, transaction_uid, references)
+        else:
+            with door.sessions.begin() as session:
+                note_commitment_request(session, transaction_uid, (calling, address), references, door.clock())
+    except failures as error:
+        status = _notice_status(error)
+        log_event(
+            logger, "commitment request refused", level=logging.WARNING, calling_ae_title=calling,
+            status=f"0x{status:04X}", reason=error if isinstance(error, InvalidInstanceError) else type(error).__name__,
+        )  # fmt: skip
+        return status, None
+    log_event(logger, "commitment requested", calling_ae_title=calling, instances=len(references))
+    return SUCCESS, None
+
+
+def _tell_here(event: Event, door: Door, transaction_uid: str, references: tuple[tuple[str, str], ...]) -> None:
+    """Look up now, and tell once the answer to this request is on its way."""
+    kept, failed = check_references(references, door.sessions, door.storage)
+    event_type, report = make_report(transaction_uid, kept, failed)
+    arguments = (event.assoc, event_type, report)
+    threading.Thread(target=_report_here, args=arguments, name="commitment report", daemon=True).start()
+
+
+def _report_here(association: Association, event_type: int, report: Dataset) -> None:
+    time.sleep(REPORT_PAUSE_S)  # pynetdicom has no event for the response being sent
+    try:
+        answer, _ = association.send_n_event_report(report, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    except (RuntimeError, ValueError):
+        log_event(logger, "commitment report not taken", level=logging.WARNING, reason="the association is over")
+        return
+    log_event(logger, "commitment report sent", answered="Status" in answer)
+
+
+def handle_commitment_report(event: Event, door: Door) -> tuple[int, None]:
+    """Answer an N-EVENT-REPORT of an archive that was asked for storage commitment (PS3.4 J.3.3)."""
+    failures = tuple(kind for kinds, _ in NOTICE_STATUS for kind in kinds)
+    try:
+        ds = event.event_information
+        return take_report(ds, calling_ae_title(event), door.settings, door.sessions, door.clock), None
+    except failures as error:
+        return _notice_status(error), None
+
+
+def _notice_status(error: Exception) -> int:
+    return next(code for kinds, code in NOTICE_STATUS if isinstance(error, kinds))

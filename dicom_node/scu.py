@@ -1,28 +1,35 @@
-"""Sending results: one association per destination, C-STORE of every part, then C-FIND to see that it is there.
+"""Talking to archives and senders: C-STORE, C-FIND, C-ECHO, and both sides of storage commitment, as the SCU.
 
-Nothing is decided here about when to try again; a failure is raised or returned as one of the two kinds of
-`errors`, and the caller keeps the rows.
+One association at a time, over TLS where the destination says so. Nothing is decided here about when to try again, and
+nothing waits for ever: whoever stops answering, in the middle of a PDU or of a hand-shake, is hung up on.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
+from pynetdicom.events import Event
+from pynetdicom.presentation import build_context, build_role
 from pynetdicom.transport import AssociationSocket
 
-from dicom_node.config import DestinationSettings
-from dicom_node.errors import NodeError, PermanentError, TransientError
+from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, Reference, make_request
+from dicom_node.config import ClientTlsSettings, DestinationSettings
+from dicom_node.delivery import read_status
+from dicom_node.errors import AbsentError, TransientError
+from dicom_node.tls import client_context
+from dicom_node.transport import receive_exactly
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -32,19 +39,12 @@ COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 TRANSFER_SYNTAXES: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 CONNECT_TIMEOUT_S = 10
 ANSWER_TIMEOUT_S = 30
+JOIN_S = 2
+REJECTED_TRANSIENT = 2
+"""Result of an A-ASSOCIATE-RJ, PS3.8 9.3.4."""
 
 SUCCESS = 0x0000
-SOP_CLASS_NOT_SUPPORTED = 0x0122
 PENDING = (0xFF00, 0xFF01)
-
-Verdict = Literal["delivered", "transient", "permanent"]
-
-DELIVERY: tuple[tuple[range, Verdict], ...] = (
-    (range(0x0000, 0x0001), "delivered"),  # success, PS3.4 B.2.3
-    (range(0xB000, 0xC000), "delivered"),  # warning: stored, with coercions or discarded elements, PS3.4 B.2.3
-    (range(0xA700, 0xA800), "transient"),  # refused, out of resources, PS3.4 B.2.3
-)
-"""What a C-STORE status means; every status that is not here is a failure that a repetition cannot cure."""
 
 SR_CLASSES: dict[str, tuple[str, ...]] = {
     "auto": (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR),
@@ -72,22 +72,8 @@ class Part:
     candidates: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What became of one part. `error` is None where the archive took it and, if asked for, shows it."""
-
-    part: str
-    sop_instance_uid: str | None
-    status: int | None
-    confirmed_by: Literal["query", "store"] | None
-    error: NodeError | None = None
-
-
-def delivery_verdict(status: int | None) -> Verdict:
-    """Return what a C-STORE status means for the delivery; None is no answer at all."""
-    if status is None:
-        return "transient"
-    return next((verdict for statuses, verdict in DELIVERY if status in statuses), "permanent")
+Report = Callable[[Dataset], int]
+"""Takes the Event Information of a storage commitment report, and returns the DIMSE status to answer."""
 
 
 def prefer(part: Part, destination: DestinationSettings, accepted: str | None = None) -> Part:
@@ -103,186 +89,227 @@ def prefer(part: Part, destination: DestinationSettings, accepted: str | None = 
     return replace(part, candidates=candidates)
 
 
-def send_parts(
-    destination: DestinationSettings,
-    parts: Sequence[Part],
-    study_instance_uid: str,
-    calling_ae_title: str,
-    accepted: str | None = None,
-) -> tuple[Sent, ...]:
-    """Send every part over one association and confirm each as `destination.commitment` asks.
+class Archive:
+    """An established association with a destination: what may be asked of it, one answer each."""
 
-    Of a part's candidates, ordered by `prefer` with `accepted`, the first is sent whose SOP class the archive accepts
-    and which it does not refuse for good. One `Sent` per part, in order; a part that fails does not stop the others.
-    Raises TransientError if there is no association.
+    def __init__(self, association: Association) -> None:
+        self._association = association
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been released, aborted or lost."""
+        return self._association.is_established
+
+    def accepts(self, abstract_syntax: str) -> bool:
+        """Tell whether the destination accepted a presentation context for this SOP class."""
+        return any(context.abstract_syntax == abstract_syntax for context in self._association.accepted_contexts)
+
+    def store(self, candidate: Candidate) -> int | None:
+        """Return the status of the C-STORE; None if no answer came or the association is gone."""
+        if not self.is_open:
+            return None
+        ds = dcmread(candidate.path)
+        try:
+            return _status_of(self._association.send_c_store(ds))
+        except RuntimeError:  # it was lost between the look and the call
+            return None
+
+    def find(self, study_instance_uid: str, candidate: Candidate) -> bool | None:
+        """Return whether the archive shows the instance (PS3.4 C.6.2, IMAGE level); None if it answers no query.
+
+        False also where it cannot answer now.
+        """
+        if not self.is_open:
+            return False
+        keys = Dataset()
+        keys.QueryRetrieveLevel = "IMAGE"
+        keys.StudyInstanceUID, keys.SeriesInstanceUID = study_instance_uid, candidate.series_instance_uid
+        keys.SOPInstanceUID = candidate.sop_instance_uid
+        try:
+            return self._find(keys, candidate.sop_instance_uid)
+        except RuntimeError:
+            return False
+
+    def _find(self, keys: Dataset, sop_instance_uid: str) -> bool | None:
+        found = False
+        for answer, identifier in self._association.send_c_find(keys, STUDY_ROOT_FIND):
+            status = _status_of(answer)
+            if status is None or read_status(status).verdict == "transient":
+                return False  # it may answer later
+            if status not in (SUCCESS, *PENDING):
+                return None  # it refuses to answer: nothing can be learned by a query
+            if status in PENDING and identifier is not None:
+                found = found or identifier.get("SOPInstanceUID") == sop_instance_uid
+        return found
+
+    def ask_commitment(self, transaction_uid: str, references: Sequence[Reference]) -> int | None:
+        """Ask for storage commitment (N-ACTION, PS3.4 J.3.2) and return the status; None if no answer came."""
+        if not self.is_open:
+            return None
+        request = make_request(transaction_uid, references)
+        try:
+            answer, _ = self._association.send_n_action(request, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        except RuntimeError:
+            return None
+        return _status_of(answer)
+
+
+class Connect(Protocol):
+    """Gives an association with a destination; `scu.connect`, or a fake's."""
+
+    def __call__(
+        self,
+        destination: DestinationSettings,
+        abstract_syntaxes: Sequence[str],
+        calling_ae_title: str,
+        on_report: Report | None = None,
+    ) -> AbstractContextManager[Archive]:
+        """Raises AbsentError if there is none to be had."""
+        ...
+
+
+@contextmanager
+def connect(
+    destination: DestinationSettings,
+    abstract_syntaxes: Sequence[str],
+    calling_ae_title: str,
+    on_report: Report | None = None,
+) -> Iterator[Archive]:
+    """Give an established association, released at the end; storage commitment reports on it go to `on_report`.
+
+    Raises AbsentError that says why if there is none to be had.
     """
-    chosen = [prefer(part, destination, accepted) for part in parts]
-    classes = sorted({candidate.sop_class_uid for part in chosen for candidate in part.candidates})
-    queries = [STUDY_ROOT_FIND] if destination.commitment else []
-    with open_association(destination, [*classes, *queries], calling_ae_title) as association:
-        stored = [_send_part(association, destination, part) for part in chosen]
-        if not queries or (association.is_established and not _accepts(association, STUDY_ROOT_FIND)):
-            return tuple(sent for _, sent in stored)
-        return tuple(
-            _confirm(association, destination, study_instance_uid, candidate, sent) if candidate else sent
-            for candidate, sent in stored
-        )
+    peer = Peer(_describe(destination), destination.ae_title, destination.host, destination.port, destination.tls)
+    with open_association(peer, abstract_syntaxes, calling_ae_title, on_report) as association:
+        yield Archive(association)
 
 
 def echo(destination: DestinationSettings, calling_ae_title: str) -> None:
     """Send C-ECHO; raises TransientError that says why if the destination does not answer with success."""
-    with open_association(destination, [VERIFICATION], calling_ae_title) as association:
-        if not _accepts(association, VERIFICATION):
+    peer = Peer(_describe(destination), destination.ae_title, destination.host, destination.port, destination.tls)
+    with open_association(peer, [VERIFICATION], calling_ae_title) as association:
+        if not Archive(association).accepts(VERIFICATION):
             raise TransientError(f"{_describe(destination)} answers, but does not accept C-ECHO")
         status = _status_of(association.send_c_echo())
     if status != SUCCESS:
-        raise TransientError(f"{_describe(destination)} answered C-ECHO with {_spell(status)}")
+        raise TransientError(f"{_describe(destination)} answered C-ECHO with {spell(status)}")
+
+
+def report_commitment(peer: Peer, event_type: int, report: Dataset, calling_ae_title: str) -> None:
+    """Tell a sender of its storage commitment on an association of our own (N-EVENT-REPORT, PS3.4 J.3.3).
+
+    This side is the SCP of the service though it opens the association, so that the roles are negotiated (PS3.7
+    D.3.3.4). Raises AbsentError if there is no association, TransientError if the sender does not take the report.
+    """
+    roles = [build_role(PUSH_MODEL, scu_role=False, scp_role=True)]
+    with open_association(peer, [PUSH_MODEL], calling_ae_title, roles=roles) as association:
+        if not Archive(association).accepts(PUSH_MODEL):
+            raise TransientError(f"{peer.name} does not accept reports of storage commitment")
+        answer, _ = association.send_n_event_report(report, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+    if (status := _status_of(answer)) != SUCCESS:
+        raise TransientError(f"{peer.name} answered the report of storage commitment with {spell(status)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is called: `name` is what people are told."""
+
+    name: str
+    ae_title: str
+    host: str
+    port: int
+    tls: ClientTlsSettings | None = None
 
 
 class _Requestor(ApplicationEntity):
-    """An application entity that closes its socket also where nobody answers; pynetdicom 3.0 leaves it open then."""
+    """An application entity that waits for nobody: its sockets time out, and are closed where nobody answers.
+
+    pynetdicom 3.0 leaves the socket open then, and takes every time-out off it once it is connected: a peer that stops
+    in the middle of a PDU, or no longer reads, would hold the thread for ever.
+    """
 
     _socket: socket.socket | None = None
 
     def _create_socket(self, *arguments: Any) -> AssociationSocket:
         transport = super()._create_socket(*arguments)
         self._socket = transport.socket
+        connect_socket = transport.connect
+
+        def connect_timed(primitive: Any) -> None:
+            connect_socket(primitive)
+            if transport.socket is not None:
+                self._socket = transport.socket  # TLS put another in its place
+                transport.socket.settimeout(ANSWER_TIMEOUT_S)
+                transport.recv = partial(receive_exactly, transport.socket, ANSWER_TIMEOUT_S)  # type: ignore[method-assign]
+
+        transport.connect = connect_timed  # type: ignore[method-assign]
         return transport
 
     def close_socket(self) -> None:
-        """Close the socket of an association that did not come about."""
+        """Close the socket of an association that did not come about, or is over."""
         if self._socket is not None:
             self._socket.close()
 
 
 @contextmanager
 def open_association(
-    destination: DestinationSettings, abstract_syntaxes: Sequence[str], calling_ae_title: str
+    peer: Peer,
+    abstract_syntaxes: Sequence[str],
+    calling_ae_title: str,
+    on_report: Report | None = None,
+    roles: Sequence[Any] = (),
 ) -> Iterator[Association]:
-    """Give an established association, released at the end. Raises TransientError if there is none to be had."""
+    """Give an established association, released at the end. Raises AbsentError if there is none to be had."""
     ae = _Requestor(ae_title=calling_ae_title)
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ANSWER_TIMEOUT_S
     contexts = [build_context(syntax, TRANSFER_SYNTAXES) for syntax in abstract_syntaxes]
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report])] if on_report else []
+    tls = (client_context(peer.tls), peer.tls.server_name or peer.host) if peer.tls else None
     try:
-        association = ae.associate(destination.host, destination.port, contexts, destination.ae_title)
+        association = ae.associate(
+            peer.host, peer.port, contexts, peer.ae_title, ext_neg=list(roles), evt_handlers=handlers, tls_args=tls
+        )
     except OSError as error:  # a host name that does not resolve
-        raise TransientError(f"{_describe(destination)} cannot be reached: {error}") from error
+        raise AbsentError(f"{peer.name} cannot be reached: {error}") from error
     if not association.is_established:
         ae.close_socket()
-        raise TransientError(_explain_no_association(destination, association))
+        raise AbsentError(_explain_no_association(peer, association))
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+        association.join(JOIN_S)
+        ae.close_socket()
 
 
-def _explain_no_association(destination: DestinationSettings, association: Association) -> str:
+def _take_report(event: Event, on_report: Report) -> tuple[int, None]:
+    return on_report(event.event_information), None
+
+
+def _explain_no_association(peer: Peer, association: Association) -> str:
     if association.is_rejected:
+        answer: Any = association.acceptor.primitive
+        if answer.result == REJECTED_TRANSIENT:
+            return f"{peer.name} rejected the association for now: it is busy, or short of something"
         return (
-            f"{_describe(destination)} rejected the association: check that it knows the AE title "
+            f"{peer.name} rejected the association: check that it knows the AE title "
             f"{association.requestor.ae_title!r} of this node and that its own is right in the configuration"
         )
     if association.acceptor.primitive is not None:
-        return f"{_describe(destination)} accepted none of the SOP classes of the results, or broke off"
-    return f"{_describe(destination)} cannot be reached: nothing answers as a DICOM node there"
-
-
-def _send_part(association: Association, destination: DestinationSettings, part: Part) -> tuple[Candidate | None, Sent]:
-    """Send the first candidate that the archive takes; return it (None if none was taken) with what became of it."""
-    refused: Sent | None = None
-    for candidate in part.candidates:
-        if not _accepts(association, candidate.sop_class_uid):
-            continue
-        status = _store(association, candidate)
-        if status == SOP_CLASS_NOT_SUPPORTED:
-            continue
-        error = _store_error(destination, part.name, status)
-        if error is None:
-            return candidate, Sent(part.name, candidate.sop_instance_uid, status, "store")
-        refused = Sent(part.name, candidate.sop_instance_uid, status, None, error)
-        if isinstance(error, TransientError):
-            break
-    nothing = Sent(part.name, None, None, None, _refused_error(association, destination, part.name))
-    return None, refused or nothing
-
-
-def _refused_error(association: Association, destination: DestinationSettings, name: str) -> NodeError:
-    if not association.is_established:
-        return TransientError(f"{_describe(destination)} broke off the association")
-    what = "neither SR class that its sr_class allows" if name == "sr" else "no Grayscale Softcopy Presentation State"
-    setting = "its sr_class" if name == "sr" else "results.gsps"
-    return PermanentError(
-        f"{_describe(destination)} accepts {what}: enable it there, or change {setting} in the configuration, and then "
-        f"run `knowmvg jobs retry`"
-    )
-
-
-def _store(association: Association, candidate: Candidate) -> int | None:
-    """Return the status of the C-STORE; None if no answer came or the association is gone."""
-    if not association.is_established:
-        return None
-    return _status_of(association.send_c_store(dcmread(candidate.path)))
-
-
-def _store_error(destination: DestinationSettings, name: str, status: int | None) -> NodeError | None:
-    verdict = delivery_verdict(status)
-    if verdict == "delivered":
-        return None
-    reason = f"{_describe(destination)} answered the C-STORE of {name} with {_spell(status)}"
-    if verdict == "transient":
-        return TransientError(reason)
-    return PermanentError(f"{reason}: look for the reason in the archive's log, then run `knowmvg jobs retry`")
-
-
-def _confirm(
-    association: Association,
-    destination: DestinationSettings,
-    study_instance_uid: str,
-    candidate: Candidate,
-    sent: Sent,
-) -> Sent:
-    """Ask the archive for the instance; where it does not answer queries, the status of its C-STORE counts."""
-    found = _find(association, study_instance_uid, candidate)
-    if found is None:
-        return sent
-    if found:
-        return replace(sent, confirmed_by="query")
-    error = TransientError(f"{_describe(destination)} took {sent.part} but does not find it in a query yet")
-    return replace(sent, confirmed_by=None, error=error)
-
-
-def _find(association: Association, study_instance_uid: str, candidate: Candidate) -> bool | None:
-    """Return whether the archive shows the instance (PS3.4 C.6.2, IMAGE level); None if it answers no query."""
-    if not association.is_established:
-        return False
-    keys = Dataset()
-    keys.QueryRetrieveLevel = "IMAGE"
-    keys.StudyInstanceUID, keys.SeriesInstanceUID = study_instance_uid, candidate.series_instance_uid
-    keys.SOPInstanceUID = candidate.sop_instance_uid
-    found = False
-    for answer, identifier in association.send_c_find(keys, STUDY_ROOT_FIND):
-        status = _status_of(answer)
-        if status is None or delivery_verdict(status) == "transient":
-            return False  # it may answer later
-        if status not in (0x0000, *PENDING):
-            return None  # it refuses to answer: nothing can be learned by a query
-        if status in PENDING and identifier is not None:
-            found = found or identifier.get("SOPInstanceUID") == candidate.sop_instance_uid
-    return found
-
-
-def _accepts(association: Association, abstract_syntax: str) -> bool:
-    return any(context.abstract_syntax == abstract_syntax for context in association.accepted_contexts)
+        return f"{peer.name} accepted none of the SOP classes of the results, or broke off"
+    tls = ", or not over TLS as configured (certificates, `openssl s_client`)" if peer.tls else ""
+    return f"{peer.name} cannot be reached: nothing answers as a DICOM node there{tls}"
 
 
 def _status_of(answer: Dataset) -> int | None:
     return int(answer.Status) if "Status" in answer else None
 
 
-def _spell(status: int | None) -> str:
-    return "no status (it broke off or took too long)" if status is None else f"status 0x{status:04X}"
+def spell(status: int | None) -> str:
+    """Return a status as people are told it, with its meaning."""
+    return read_status(status).text if status is None else f"status 0x{status:04X} ({read_status(status).text})"
 
 
 def _describe(destination: DestinationSettings) -> str:

@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
+HEAD_BYTES = 144
+"""Preamble, prefix, and the element that gives the length of the rest of the File Meta Information (PS3.10 7.1)."""
 
 FOLDERS_KNOWN = 10_000
 """Folders that one process remembers to have synced."""
@@ -33,16 +35,22 @@ class StoredFile:
 
 def instance_key(study_instance_uid: str, sop_instance_uid: str, sha256: str) -> str:
     """Return the key of a received instance. Other bytes under the same UID get another key; nothing is overwritten."""
-    return f"{_shard(study_instance_uid)}/{study_instance_uid}/{sop_instance_uid}.{sha256[:16]}.dcm"
+    return f"{_folder(study_instance_uid)}/{_name(sop_instance_uid)}.{sha256[:16]}.dcm"
 
 
 def result_key(study_instance_uid: str, revision: int, sop_instance_uid: str) -> str:
     """Return the key of a result of a study's revision."""
-    return f"{_shard(study_instance_uid)}/{study_instance_uid}/results-{revision}/{sop_instance_uid}.dcm"
+    return f"{_folder(study_instance_uid)}/results-{revision}/{_name(sop_instance_uid)}.dcm"
 
 
-def _shard(study_instance_uid: str) -> str:
-    return hashlib.sha256(study_instance_uid.encode()).hexdigest()[:2]
+def _folder(study_instance_uid: str) -> str:
+    name = _name(study_instance_uid)
+    return f"{name[:2]}/{name}"
+
+
+def _name(uid: str) -> str:
+    """Return the name of what has a UID: nothing that was received is ever part of a path. The rows tell which."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
 class FileStorage:
@@ -130,7 +138,7 @@ class FileStorage:
                 return
             missing = [folder, *folder.parents][: folder.parents.index(self.root.parent) + 1]
             for part in reversed(missing):
-                part.mkdir(parents=True, exist_ok=True)
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync_folder(part.parent)
             if len(self._folders) > FOLDERS_KNOWN:
                 self._folders.clear()
@@ -145,6 +153,21 @@ def sync_and_digest(path: Path) -> tuple[str, int]:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
         return digest.hexdigest(), file.tell()
+
+
+def dataset_digest(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of the dataset of a DICOM file, without its File Meta Information, and the size of the file.
+
+    Raises OSError; ValueError never: what is no DICOM file has the digest of all its bytes.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        is_dicom = head[128:132] == b"DICM" and head[132:138] == b"\x02\x00\x00\x00UL"
+        file.seek(HEAD_BYTES + int.from_bytes(head[140:144], "little") if is_dicom else 0)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+        return digest.hexdigest(), os.fstat(file.fileno()).st_size
 
 
 def sync(path: Path) -> None:

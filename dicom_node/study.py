@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any, Literal
 
 from dicom_node.config import AssemblySettings
@@ -37,10 +38,17 @@ LONGEST_PAUSE = timedelta(minutes=15)
 LONGEST_UNSEEN = timedelta(minutes=1)
 
 MAX_ATTEMPTS = 5
-"""Of grounding and writing: they depend on this node alone, so what fails so often fails always."""
+"""Of grounding and writing where the program fails: what fails so often fails always."""
 
-DELIVERY_PATIENCE = timedelta(days=7)
-"""Of delivery: an archive that is away over a long weekend must not lose results."""
+STEP_PATIENCE = timedelta(days=1)
+"""Of grounding and writing where something is away or full: a disk may take an administrator's night. Deliveries have
+the patience that their destination's settings say."""
+
+MAX_DEATHS = 3
+"""Workers that one piece of work may take with it before it is set aside: a fourth would die as well."""
+
+SPREAD = 0.25
+"""A pause is longer or shorter by up to this share, so that what failed together does not come back together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,7 @@ class JobFacts:
     revision: int
     state: State
     attempts: int
+    deaths: int
     first_instance_at: datetime
     last_instance_at: datetime
     step_since: datetime
@@ -109,17 +118,33 @@ def look_again_at(first_instance_at: datetime, now: datetime, quiet_period: time
     return max(now, min(now + quiet_period, first_instance_at + LONGEST_UNSEEN))
 
 
-def backoff(attempts: int) -> timedelta:
-    """Return the pause after the attempt number `attempts` (from 1): 2 s, doubling, at most 15 minutes."""
+def backoff(attempts: int, key: str = "") -> timedelta:
+    """Return the pause after the attempt number `attempts` (from 1): 2 s, doubling, at most 15 minutes.
+
+    With `key` the pause is spread: by up to a quarter more or less, always the same for the same key and attempt.
+    """
     doublings = min(max(attempts, 1) - 1, 16)
-    return min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
+    pause = min(FIRST_PAUSE * (1 << doublings), LONGEST_PAUSE)
+    if not key:
+        return pause
+    share = int.from_bytes(sha256(f"{key} {attempts}".encode()).digest()[:4], "big") / 2**32
+    return pause * (1 - SPREAD + 2 * SPREAD * share)
 
 
-def may_retry(job: JobFacts, now: datetime) -> bool:
-    """Tell whether the step that failed may be tried again: deliveries for days, the others a few times."""
-    if job.state == "WRITTEN":
-        return now - job.step_since < DELIVERY_PATIENCE
-    return job.attempts < MAX_ATTEMPTS
+def may_retry(job: JobFacts, now: datetime, *, foreseen: bool) -> bool:
+    """Tell whether a step that failed may be tried again: for a day where the failure was foreseen (something is away),
+    a few times where it was a bug."""
+    return now - job.step_since < STEP_PATIENCE if foreseen else job.attempts < MAX_ATTEMPTS
+
+
+def quarantine_reason(work: str, deaths: int) -> str | None:
+    """Return why work that took its worker with it so often is set aside, or None while it may be tried again."""
+    if deaths < MAX_DEATHS:
+        return None
+    return (
+        f"quarantined: the worker died or hung {deaths} times while it tried to {work}; see its log, and look for "
+        "memory (a worker that the system kills leaves no line) before it is retried"
+    )
 
 
 def _describe_missing(instances: tuple[Instance, ...], settings: AssemblySettings) -> str | None:

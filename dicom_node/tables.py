@@ -42,6 +42,20 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[Any]: JSON()}
 
 
+class Leased:
+    """Columns of what somebody works on: who, until when, how often it was tried, and when it is due again."""
+
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Tries of what is to be done now; 0 again after each success."""
+    deaths: Mapped[int] = mapped_column(default=0)
+    """Of these tries, those whose worker died or hung past its lease."""
+    failure: Mapped[str | None]
+    due_at: Mapped[datetime]
+    """From this instant on it is to be worked on; the scheduler rings for it."""
+    lease_token: Mapped[str | None] = mapped_column(String(36))
+    lease_until: Mapped[datetime | None]
+
+
 class StudyRow(Base):
     """A study that at least one instance was received for. `revision` is the one that is current."""
 
@@ -71,6 +85,8 @@ class InstanceRow(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     calling_ae_title: Mapped[str] = mapped_column(String(16))
     received_at: Mapped[datetime]
+    removed_at: Mapped[datetime | None]
+    """When the retention rule removed its bytes; the row stays."""
     facts: Mapped[dict[str, Any]]
 
 
@@ -101,7 +117,7 @@ class ConflictRow(Base):
     received_at: Mapped[datetime]
 
 
-class JobRow(Base):
+class JobRow(Leased, Base):
     """One revision of one study on its way: state, outcome, lease, schedule, reason of a failure."""
 
     __tablename__ = "jobs"
@@ -112,18 +128,11 @@ class JobRow(Base):
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
     outcome: Mapped[str | None] = mapped_column(String(16))
-    failure: Mapped[str | None]
-    attempts: Mapped[int] = mapped_column(default=0)
-    """Tries of the present step; 0 again after each step that succeeds."""
     first_instance_at: Mapped[datetime]
     last_instance_at: Mapped[datetime]
     """The quiet period runs from here."""
     step_since: Mapped[datetime]
     """When the job came into its present state."""
-    due_at: Mapped[datetime]
-    """The scheduler looks at (RECEIVING) or rings for (other states) the job from this instant on."""
-    lease_token: Mapped[str | None] = mapped_column(String(36))
-    lease_until: Mapped[datetime | None]
     model: Mapped[dict[str, Any] | None]
     """{"name", "version", "sha256"} of the model that grounded the job."""
     selection: Mapped[dict[str, Any] | None]
@@ -173,6 +182,27 @@ class ResultRow(Base):
     created_at: Mapped[datetime]
 
 
+class DispatchRow(Leased, Base):
+    """The results of one job on their way to one destination, with a schedule of their own: no destination waits for
+    another."""
+
+    __tablename__ = "dispatches"
+    __table_args__ = (
+        UniqueConstraint("job_id", "destination"),
+        Index("dispatches_due", "state", "due_at"),
+        Index("dispatches_of_destination", "destination", "state"),
+    )
+
+    dispatch_id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"))
+    destination: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    """PENDING (to be sent), CONFIRMING (taken, not confirmed yet), DELIVERED, DEAD (given up), CANCELLED."""
+    since: Mapped[datetime]
+    """When it was opened or replayed: patience runs from here."""
+    updated_at: Mapped[datetime]
+
+
 class DeliveryRow(Base):
     """One part of a job's results on its way to one destination. `sop_instance_uid` is the result that was taken."""
 
@@ -183,14 +213,81 @@ class DeliveryRow(Base):
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"), index=True)
     destination: Mapped[str] = mapped_column(String(64))
     part: Mapped[str] = mapped_column(String(80))
-    sop_instance_uid: Mapped[str | None] = mapped_column(UID)
+    sop_instance_uid: Mapped[str | None] = mapped_column(UID, index=True)
     state: Mapped[str] = mapped_column(String(16))
-    """PENDING, DELIVERED or FAILED."""
+    """PENDING, STORED (taken, not confirmed yet), DELIVERED or FAILED."""
     status: Mapped[int | None]
     """DIMSE status of the last C-STORE response."""
+    detail: Mapped[str | None]
+    """What the status means, where it is not success; why a commitment failed."""
     confirmed_by: Mapped[str | None] = mapped_column(String(16))
-    """"query" (the archive finds the instance) or "store" (its C-STORE response alone)."""
+    """"commitment" (the archive committed to it), "query" (it finds it) or "store" (its C-STORE response alone)."""
     updated_at: Mapped[datetime]
+
+
+class CommitmentRow(Base):
+    """A storage commitment that an archive was asked for: one transaction per try (PS3.4 J.3)."""
+
+    __tablename__ = "commitments"
+
+    transaction_uid: Mapped[str] = mapped_column(UID, primary_key=True)
+    dispatch_id: Mapped[int] = mapped_column(ForeignKey("dispatches.dispatch_id"), index=True)
+    asked_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+
+
+class CommitmentRequestRow(Leased, Base):
+    """A storage commitment that a sender asks of this node, and whether it was told (PS3.4 J.3)."""
+
+    __tablename__ = "commitment_requests"
+    __table_args__ = (
+        UniqueConstraint("transaction_uid", "calling_ae_title"),
+        Index("commitment_requests_due", "state", "due_at"),
+    )
+
+    request_id: Mapped[int] = mapped_column(primary_key=True)
+    transaction_uid: Mapped[str] = mapped_column(UID)
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    address: Mapped[str] = mapped_column(String(64))
+    references: Mapped[list[Any]]
+    """[[SOP Class UID, SOP Instance UID], ...]"""
+    state: Mapped[str] = mapped_column(String(16))
+    """PENDING, REPORTED or DEAD (the sender never took the report)."""
+    asked_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class DestinationRow(Base):
+    """How a destination fares: one that is away holds its dispatches back, and only its own."""
+
+    __tablename__ = "destinations"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    """Tries in a row that found nobody there."""
+    hold_until: Mapped[datetime | None]
+    last_contact_at: Mapped[datetime | None]
+    last_error: Mapped[str | None]
+    last_error_at: Mapped[datetime | None]
+
+
+class AuditRow(Base):
+    """An audit message (PS3.15 A.5), kept for ever; `sent_at` is when the collector was sent it."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_unsent", "sent_at", "due_at"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(index=True)
+    due_at: Mapped[datetime]
+    """Not sent before: until then an association may still add to it."""
+    kind: Mapped[str] = mapped_column(String(32))
+    association: Mapped[str | None] = mapped_column(String(64), index=True)
+    """The association that instances came by; None of other events."""
+    process: Mapped[str] = mapped_column(String(32))
+    event: Mapped[dict[str, Any]]
+    """The event as `audit.AuditEvent`."""
+    sent_at: Mapped[datetime | None]
 
 
 class EventRow(Base):

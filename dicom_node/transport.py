@@ -1,20 +1,27 @@
 """The receiver's connections: PDUs are read in large pieces, and datasets go to disk as their fragments come.
 
-pynetdicom reads 4 KiB at a time, believes any length that a peer claims before it knows who the peer is, and keeps a
-whole dataset in memory. Its request handler is the place to mend all three: it makes the association's parts.
+pynetdicom reads 4 KiB at a time, believes any length that a peer claims before it knows who the peer is, keeps a whole
+dataset in memory, waits for a TLS hand-shake before it accepts anybody else, and lets every connection have its two
+threads. Its server and its request handler are the places to mend that: they make the association's parts.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import secrets
 import socket
+import ssl
+import threading
+import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -34,10 +41,34 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from dicom_node.clock import derive_uid
+from dicom_node.errors import InvalidInstanceError
 from dicom_node.instance import is_valid_uid
+from dicom_node.tls import explain, fingerprint, names_in
+
+C_STORE_RQ = 0x0001
 
 MAX_PDU_BYTES = 1024**2
 """Longest PDU that is read: association requests are kilobytes, P-DATA at most receiver.max_pdu (PS3.8 9.3)."""
+
+MAX_COMMAND_BYTES = 64 * 1024
+"""Longest command set that is read: they are hundreds of bytes (PS3.7 6.3)."""
+
+MAX_INFORMATION_BYTES = 4 * 1024**2
+"""Longest dataset of a message that stores nothing: a request for storage commitment of 10,000 instances is half."""
+
+GREETING_S = 10
+"""Time for a TLS hand-shake, and then for an association request (the ARTIM timer of PS3.8 9.1.5)."""
+
+PDU_S = 60
+"""Time for one PDU, once it has begun: who sends 128 KiB more slowly is hung up on."""
+
+STRANGERS = 256
+"""Connections without an association that are held at once, beside the associations."""
+
+STRANGERS_OF_ADDRESS = 64
+"""Those of one address."""
+
+BACKLOG = 128
 
 CHECK_SPACE_EVERY = 16 * 1024**2
 """Bytes of a dataset between two looks at the free space."""
@@ -53,18 +84,37 @@ class Intake:
 
     receive: Callable[[], BinaryIO]
     check_space: Callable[[], None]
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class PeerCertificate:
+    """The certificate that a peer showed: its SHA-256, and the names in it."""
+
+    fingerprint: str
+    names: tuple[str, ...]
+
+
+@dataclass
+class Visit:
+    """What is known of one association besides its own state. `refusal` is why it was turned away, if it was."""
+
+    certificate: PeerCertificate | None = None
+    refusal: str = ""
+    audit_key: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
 class Spool(BytesIO):
     """The dataset of a message, in a file behind its File Meta Information; removed with this object unless taken.
 
     pynetdicom writes the fragments to it where it would fill a BytesIO. A write that fails is remembered in `error`,
-    and the rest is dropped: only the C-STORE's answer can tell the sender.
+    and the rest is dropped: only the C-STORE's answer can tell the sender. The dataset of a message that stores nothing
+    stays in memory, where pynetdicom decodes it.
     """
 
     def __init__(self, intake: Intake, message: DIMSEMessage, association: Association) -> None:
         super().__init__()
-        self.error: OSError | None = None
+        self.error: OSError | InvalidInstanceError | None = None
         self.path: Path | None = None
         self.size = 0
         self._intake, self._message, self._association = intake, weakref.ref(message), association
@@ -79,16 +129,28 @@ class Spool(BytesIO):
 
     def write(self, data: bytes, /) -> int:  # type: ignore[override]  # pynetdicom writes bytes
         """Append a fragment."""
+        if not self._is_store:
+            return self._keep(data)
         if self.error is None:
             try:
                 self._append(data)
-            except OSError as error:
+            except (OSError, InvalidInstanceError) as error:
                 self.error = error
                 self.discard()
         return len(data)
 
+    @property
+    def _is_store(self) -> bool:
+        message = self._message()
+        return message is not None and message.command_set.get("CommandField") == C_STORE_RQ
+
+    def _keep(self, data: bytes) -> int:
+        if self.tell() + len(data) > MAX_INFORMATION_BYTES:
+            raise ValueError(f"a message that stores nothing has more than {MAX_INFORMATION_BYTES} bytes")
+        return super().write(data)
+
     def finish(self) -> Path | None:
-        """Return the file, complete but not synced; None if there was no dataset. Raises the OSError of a write."""
+        """Return the file, complete but not synced; None if there was no dataset. Raises what a write raised."""
         if self._file is not None and self.error is None:
             try:
                 self._file.close()
@@ -112,6 +174,8 @@ class Spool(BytesIO):
             self.path = Path(self._file.name)
             weakref.finalize(self, self.path.unlink, missing_ok=True)
             self.size = self._file.write(self._head())
+        if self.size + len(data) > self._intake.max_bytes:
+            raise InvalidInstanceError(f"it has more than {self._intake.max_bytes} bytes (receiver.max_instance_bytes)")
         self._unchecked += len(data)
         if self._unchecked > CHECK_SPACE_EVERY:
             self._intake.check_space()
@@ -159,10 +223,12 @@ class SpoolingProvider(DIMSEServiceProvider):
         self._intake = intake
 
     def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take in a part of a message."""
+        """Take in a part of a message. Raises ValueError, which ends the association, over what a command may have."""
         if self.message is None:
             self.message = DIMSEMessage()
             self.message.data_set = Spool(self._intake, self.message, self.assoc)
+        if self.message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
+            raise ValueError(f"a command set has more than {MAX_COMMAND_BYTES} bytes")
         super().receive_primitive(primitive)
 
     def discard(self) -> None:
@@ -172,16 +238,61 @@ class SpoolingProvider(DIMSEServiceProvider):
 
 
 class ReceivingServer(ThreadedAssociationServer):
-    """Accepts connections as `ReceivingHandler` does; several may share a port, the kernel spreads the associations."""
+    """Accepts connections as `ReceivingHandler` does; several may share a port, the kernel spreads the associations.
+
+    `intake` and `refused` are given before it serves: `refused` is called with the address and the reason of a
+    hand-shake that failed. A port scan, or a monitor that probes the port, costs nothing lasting: connections without
+    an association are few, and end after `GREETING_S`.
+    """
 
     intake: Intake
+    refused: Callable[[str, str], None]
     shares_port = False
+    request_queue_size = BACKLOG
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.visits: weakref.WeakKeyDictionary[Association, Visit] = weakref.WeakKeyDictionary()
+        self._greeting: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        super().__init__(*arguments, **options)
 
     def server_bind(self) -> None:
         """Bind the socket."""
         if self.shares_port:
             cast(socket.socket, self.socket).setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         super().server_bind()
+
+    def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+        """Accept a connection; the TLS hand-shake is made by its own thread, so that nobody waits for it."""
+        connection, address = cast(socket.socket, self.socket).accept()
+        connection.settimeout(GREETING_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Tell whether a connection is taken up: not while too many of them are no associations."""
+        strangers = Counter(
+            association.requestor.address for association in self.associations() if not association.is_established
+        )
+        with self._lock:
+            strangers.update(self._greeting)
+        return strangers.total() < STRANGERS and strangers[client_address[0]] < STRANGERS_OF_ADDRESS
+
+    def associations(self) -> list[Association]:
+        """Return the associations that have not ended, and the connections that may become some."""
+        return [association for association in list(self.visits) if association.is_alive()]
+
+    @contextmanager
+    def greeting(self, address: str) -> Iterator[None]:
+        """Count a connection that is in its hand-shake."""
+        with self._lock:
+            self._greeting[address] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._greeting[address] -= 1
 
     def quieten(self) -> None:
         """Unbind pynetdicom's own log handlers, which copy every dataset and spell out every PDU to log nothing."""
@@ -202,27 +313,58 @@ class ReceivingHandler(RequestHandler):
 
     server: ReceivingServer
 
+    def handle(self) -> None:
+        """Shake hands where TLS is spoken, then start an association."""
+        self._certificate: PeerCertificate | None = None
+        address = str(self.client_address[0])
+        if self.server.ssl_context is not None:
+            try:
+                with self.server.greeting(address):
+                    self._shake_hands(self.server.ssl_context)
+            except OSError as error:
+                self.request.close()
+                self.server.refused(address, explain(error))
+                return
+        super().handle()
+
+    def _shake_hands(self, context: ssl.SSLContext) -> None:
+        self.request = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+        self.request.settimeout(GREETING_S)
+        self.request.do_handshake()
+        if certificate := self.request.getpeercert(binary_form=True):
+            names = names_in(self.request.getpeercert())
+            self._certificate = PeerCertificate(fingerprint(certificate), names)
+
     def _create_association(self) -> Association:
         association = super()._create_association()
         accepted = association.dul.socket
-        if isinstance(accepted, AssociationSocket) and accepted.socket is not None:
-            accepted.socket.settimeout(self.ae.network_timeout)  # who stops in mid-PDU must not hold a thread for ever
-            accepted.recv = functools.partial(receive_exactly, accepted.socket)  # type: ignore[method-assign]
+        if isinstance(accepted, AssociationSocket):
+            accepted.recv = functools.partial(_receive, association, self.request)  # type: ignore[method-assign]
         association.dimse = SpoolingProvider(association, self.server.intake)
+        self.server.visits[association] = Visit(self._certificate)
         return association
 
 
-def receive_exactly(connection: socket.socket, count: int) -> bytearray:
-    """Return the next `count` bytes, fewer if the peer hangs up. Hangs up and raises OSError over the cap."""
+def _receive(association: Association, connection: socket.socket, count: int) -> bytearray:
+    return receive_exactly(connection, PDU_S if association.is_established else GREETING_S, count)
+
+
+def receive_exactly(connection: socket.socket, within_s: float, count: int) -> bytearray:
+    """Return the next `count` bytes, fewer if the peer hangs up.
+
+    Hangs up and raises OSError over the cap, and where they do not come within the time.
+    """
     if count > MAX_PDU_BYTES:
         connection.shutdown(socket.SHUT_RDWR)
         raise OSError(f"the peer announces a PDU of {count} bytes; at most {MAX_PDU_BYTES} are read")
-    buffer, received = bytearray(count), 0
+    buffer, received, deadline = bytearray(count), 0, time.monotonic() + within_s
     with memoryview(buffer) as view:
         while received < count:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
             read = connection.recv_into(view[received:])
             if read == 0:
                 break
             received += read
+    connection.settimeout(within_s)  # for what is sent
     del buffer[received:]
     return buffer

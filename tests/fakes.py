@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
+from pynetdicom.presentation import build_role
 
+from dicom_node.commitment import NO_SUCH_INSTANCE, PUSH_MODEL, PUSH_MODEL_INSTANCE, make_report
 from grounding.types import (
     Box,
     Concept,
@@ -89,11 +91,15 @@ class FakeGrounder:
 
 
 class FakePacs:
-    """A Storage SCP on loopback that counts what it takes and answers queries for it.
+    """A Storage SCP on loopback that counts what it takes, answers queries for it, and commits to it.
 
     Knobs, all changeable while it runs: `classes` it accepts, `status` it answers a C-STORE with, `refused` (SOP class
     to the status it is refused with; `refusals` counts), `queryable`, `find_status` it answers a C-FIND with, and
-    `shows` (whether a query finds what was stored). Use as a context manager, or `start` and `stop`.
+    `shows` (whether a query finds what was stored). `commits`: None (no storage commitment), or how it reports: "same"
+    or "new" association (to `report_port`), "never"; `commit_status` of its N-ACTION response, `loses` (how many
+    instances of each request it has lost). `keeps` False: it answers success and keeps nothing. `misbehave` is called
+    with the event of every C-STORE before anything else, and may return a status or abort. Use as a context manager, or
+    `start` and `stop`.
     """
 
     def __init__(self, ae_title: str = "ARCHIVE", classes: Sequence[str] = RESULT_CLASSES) -> None:
@@ -102,6 +108,12 @@ class FakePacs:
         self.find_status = 0x0000
         self.refused: dict[str, int] = {}
         self.refusals: Counter[str] = Counter()
+        self.commits: str | None = None
+        self.commit_status, self.loses, self.keeps = 0x0000, 0, True
+        self.report_port, self.report_title = 0, "KNOWMVG"
+        self.transactions: list[str] = []
+        self.reports: list[int | None] = []
+        self.misbehave: Callable[[Event], int | None] = lambda event: None
         self.port = 0
         self.datasets: dict[str, Dataset] = {}
         self.stores: Counter[str] = Counter()
@@ -109,12 +121,20 @@ class FakePacs:
         self._server: Any = None
 
     def start(self) -> FakePacs:
-        """Listen; on the same port again after a stop."""
+        """Listen, unless it does already; on the same port again after a stop."""
+        if self._server is not None:
+            return self
         ae = AE(ae_title=self.ae_title)
         ae.require_called_aet = True
         for uid in (*self.classes, VERIFICATION, *([STUDY_ROOT_FIND] if self.queryable else [])):
             ae.add_supported_context(uid)
-        handlers: list[Any] = [(evt.EVT_C_STORE, self._handle_store), (evt.EVT_C_FIND, self._handle_find)]
+        if self.commits is not None:
+            ae.add_supported_context(PUSH_MODEL)
+        handlers: list[Any] = [
+            (evt.EVT_C_STORE, self._handle_store),
+            (evt.EVT_C_FIND, self._handle_find),
+            (evt.EVT_N_ACTION, self._handle_action),
+        ]
         self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
         self.port = self._server.server_address[1]
         return self
@@ -143,6 +163,8 @@ class FakePacs:
 
     def _handle_store(self, event: Event) -> int:
         sop_class_uid = event.request.AffectedSOPClassUID
+        if (status := self.misbehave(event)) is not None:
+            return status
         if sop_class_uid in self.refused:
             self.refusals[sop_class_uid] += 1
             return self.refused[sop_class_uid]
@@ -150,7 +172,8 @@ class FakePacs:
             ds = event.dataset
             ds.file_meta = event.file_meta
             with self._lock:
-                self.datasets[ds.SOPInstanceUID] = ds
+                if self.keeps:
+                    self.datasets[ds.SOPInstanceUID] = ds
                 self.stores[ds.SOPInstanceUID] += 1
         return self.status
 
@@ -163,3 +186,40 @@ class FakePacs:
             held = self.datasets.get(keys.SOPInstanceUID)
         if self.shows and held is not None and held.SeriesInstanceUID == keys.SeriesInstanceUID:
             yield 0xFF00, keys
+
+    def _handle_action(self, event: Event) -> tuple[int, None]:
+        asked = event.action_information
+        self.transactions.append(asked.TransactionUID)
+        if self.commit_status == 0x0000 and self.commits in ("same", "new"):
+            association = event.assoc if self.commits == "same" else None
+            threading.Thread(target=self._report, args=(asked, association), daemon=True).start()
+        return self.commit_status, None
+
+    def _report(self, asked: Dataset, association: Any) -> None:
+        references = [(one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID) for one in asked.ReferencedSOPSequence]
+        with self._lock:
+            for _, uid in references[: self.loses]:
+                self.datasets.pop(uid, None)
+            kept = [pair for pair in references if pair[1] in self.datasets]
+        failed = {pair: NO_SUCH_INSTANCE for pair in references if pair not in kept}
+        event_type, report = make_report(asked.TransactionUID, kept, failed)
+        if association is None:
+            self.report(event_type, report)
+            return
+        threading.Event().wait(0.1)
+        answer, _ = association.send_n_event_report(report, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        self.reports.append(answer.get("Status"))
+
+    def report(self, event_type: int, report: Dataset, ae_title: str | None = None) -> int | None:
+        """Send a report of storage commitment on a new association; return the status of the answer."""
+        ae = AE(ae_title=ae_title or self.ae_title)
+        ae.add_requested_context(PUSH_MODEL)
+        roles = [build_role(PUSH_MODEL, scu_role=False, scp_role=True)]
+        association = ae.associate("127.0.0.1", self.report_port, ae_title=self.report_title, ext_neg=roles)
+        if not association.is_established:
+            self.reports.append(None)
+            return None
+        answer, _ = association.send_n_event_report(report, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+        association.release()
+        self.reports.append(answer.get("Status"))
+        return self.reports[-1]

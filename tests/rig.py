@@ -26,6 +26,7 @@ from tests.fakes import FakeGrounder, FakePacs, FrozenClock
 from workers.resources import Resources
 from workers.scheduler import sweep
 from workers.steps import STEPS, run_step
+from workers.tasks import ERRANDS
 
 QUIET_S = 5.0
 MAX_AGE_S = 600.0
@@ -48,7 +49,7 @@ class Rig:
             storage=self.storage,
             clock=self.clock,
             load_grounder=lambda: self.grounder,
-            send=scu.send_parts,
+            connect=scu.connect,
             ring=lambda step, job_id: self.rings.append((step, job_id)),
             token="worker",
         )
@@ -75,9 +76,12 @@ class Rig:
             self.run(*self.rings.pop(0))
 
     def run(self, step: str, job_id: int, **changes: Any) -> None:
-        """Run a step, with some of the resources changed."""
-        found = next(one for one in STEPS if one.name == step)
-        run_step(found, job_id, replace(self.resources, **changes))
+        """Do what a ring asks for, with some of the resources changed."""
+        resources = replace(self.resources, **changes)
+        if errand := next((one for one in ERRANDS if one.name == step), None):
+            errand.work(job_id, resources)
+        else:
+            run_step(next(one for one in STEPS if one.name == step), job_id, resources)
 
     def settle(self, **later: float) -> None:
         """Sweep and answer."""

@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from workers.steps import STEPS
+from workers.tasks import TASK_QUEUES
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +97,13 @@ def transport_options(settings: Settings) -> dict[str, Any]:
 
 
 def make_ring(app: Celery) -> Callable[[str, int], None]:
-    """Return the function that rings for a step of a job; a broker that is away only costs the wait for the sweep."""
-    queues = {step.name: step.queue for step in STEPS}
+    """Return the function that rings for a task with a row's number; a broker that is away costs only a wait."""
 
-    def ring(step: str, job_id: int) -> None:
+    def ring(task: str, number: int) -> None:
         try:
-            app.send_task(step, (job_id,), queue=queues[step])
+            app.send_task(task, (number,), queue=TASK_QUEUES[task])
         except OperationalError as error:
-            log_event(logger, "broker unavailable", level=logging.WARNING, step=step, job_id=job_id, reason=error)
+            log_event(logger, "broker unavailable", level=logging.WARNING, task=task, number=number, reason=error)
 
     return ring
 

@@ -10,30 +10,36 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dicom_node import scu
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import check_schema, make_engine, make_sessions, upgrade_schema
+from dicom_node.queries import check_schema, make_engine, make_sessions, note_process, upgrade_schema
 from dicom_node.storage import FileStorage
 from workers import tasks
 from workers.app import make_app, make_ring
+from workers.auditing import AuditForwarder
 from workers.ownership import Owner, clear_the_dead
 from workers.resources import LazyGrounder, Resources
-from workers.scheduler import sweep
+from workers.scheduler import apply_retention, sweep
 from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
 
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 """Between two looks at the rows that are due."""
+
+RETENTION_S = 60.0
+"""Between two looks at what may be removed."""
 
 
 def make_resources(settings: Settings, token: str) -> Resources:
@@ -47,7 +53,7 @@ def make_resources(settings: Settings, token: str) -> Resources:
         storage=FileStorage(settings.storage.root),
         clock=utc_now,
         load_grounder=LazyGrounder(settings.model.path, settings.model.device),
-        send=scu.send_parts,
+        connect=scu.connect,
         ring=make_ring(make_app(settings)),
         token=token,
         owners=settings.node.data_dir / "owners" if embedded else None,
@@ -64,14 +70,25 @@ def database_errors(settings: Settings) -> Iterator[None]:
         raise NodeError(f"database {url} cannot be used: {error.orig}; see database.url") from error
 
 
+@contextmanager
+def audited(resources: Resources, process: str) -> Iterator[None]:
+    """Keep in the audit trail that a process starts and stops (PS3.15 A.5.3.1); one that is killed shows no stop."""
+    note_process(resources.sessions, resources.clock, process, "application start")
+    try:
+        yield
+    finally:
+        note_process(resources.sessions, resources.clock, process, "application stop")
+
+
 def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
     """Work on `queues` until SIGTERM or Ctrl-C."""
     resources = make_resources(settings, secrets.token_hex(16))
     owner = Owner(resources.owners, resources.token) if resources.owners else None
     app = make_app(settings)
-    tasks.add_tasks(app, resources)
+    lanes = tasks.add_tasks(app, resources)
     name = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}"
-    tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues))
+    with audited(resources, f"worker {','.join(queues)}"):
+        tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues), lanes)
     if owner:
         owner.release()
 
@@ -88,11 +105,24 @@ def run_scheduler(settings: Settings) -> None:
     if resources.owners:
         clear_the_dead(resources.owners)
     mark_ready(settings)
+    if settings.audit.syslog:
+        threading.Thread(target=AuditForwarder(resources).run, args=(stop,), name="audit", daemon=True).start()
+    with audited(resources, "scheduler"):
+        _sweep_until(stop, resources)
+
+
+def _sweep_until(stop: threading.Event, resources: Resources) -> None:
+    retention_at = 0.0
     while not stop.is_set():
         try:
             sweep(resources)
-        except DBAPIError as error:
-            log_event(logger, "database unavailable", level=logging.WARNING, reason=error.orig)
+            if time.monotonic() >= retention_at:
+                retention_at = time.monotonic() + RETENTION_S
+                apply_retention(resources)
+        except (DBAPIError, PoolTimeoutError) as error:
+            log_event(logger, "database unavailable", level=logging.WARNING, reason=type(error).__name__)
+        except OSError as error:
+            log_event(logger, "storage unavailable", level=logging.WARNING, reason=error)
         stop.wait(SWEEP_S)
 
 

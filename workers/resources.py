@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
 
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
-from dicom_node.config import DestinationSettings, Settings
+from dicom_node.config import Settings
 from dicom_node.errors import PermanentError
-from dicom_node.scu import Part, Sent
+from dicom_node.scu import Connect
 from dicom_node.storage import FileStorage
 from grounding.types import Grounder, ModelError
 
 LEASE = timedelta(minutes=5)
 """How long a step may take: it is not renewed. Rendering and grounding take seconds, a delivery at most a minute or so
-per destination that hangs. A worker that runs longer ends itself; until then nobody else touches the job."""
+at a destination that hangs. A worker that runs longer ends itself; until then nobody else touches the work."""
 
 RING_AGAIN = timedelta(minutes=1)
 """After so long without a claim a due job is rung for again: a ring was lost, or the queue is long (then the repeated
 ring is a no-op)."""
-
-
-class Send(Protocol):
-    """Delivers parts to a destination; `scu.send_parts`, or a fake archive's."""
-
-    def __call__(
-        self,
-        destination: DestinationSettings,
-        parts: Sequence[Part],
-        study_instance_uid: str,
-        calling_ae_title: str,
-        accepted: str | None = None,
-    ) -> tuple[Sent, ...]:
-        """Return what became of each part; raises TransientError if the destination is away."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ class Resources:
     storage: FileStorage
     clock: Clock
     load_grounder: Callable[[], Grounder]
-    send: Send
+    connect: Connect
     ring: Callable[[str, int], None]
     token: str
     owners: Path | None = None

@@ -1,4 +1,5 @@
-"""The sweep: one cheap look at the rows that are due. It frees the leases of the dead, closes studies, and rings.
+"""The sweep: one cheap look at the rows that are due. It frees the leases of the dead, closes studies, opens
+dispatches, rings, and lets the retention rule remove what is no longer needed.
 
 Any number of schedulers may run: what they do is compare-and-set, or a ring too many, which is harmless.
 """
@@ -6,9 +7,11 @@ Any number of schedulers may run: what they do is compare-and-set, or a ring too
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
 from dicom_node import queries, study
 from dicom_node.logs import log_event
+from workers.deliver import open_dispatches
 from workers.ownership import is_alive
 from workers.resources import RING_AGAIN, Resources
 from workers.steps import STEPS
@@ -23,7 +26,9 @@ def sweep(resources: Resources) -> None:
     """Look once at everything that is due."""
     free_leases_of_the_dead(resources)
     close_studies(resources)
+    open_written_jobs(resources)
     ring_for_due_jobs(resources)
+    ring_for_due_errands(resources)
 
 
 def free_leases_of_the_dead(resources: Resources) -> None:
@@ -66,3 +71,41 @@ def ring_for_due_jobs(resources: Resources) -> None:
         queries.rung(session, [job_id for job_id, _ in due], now, now + RING_AGAIN)
     for job_id, state in due:
         resources.ring(steps[state], job_id)
+
+
+def open_written_jobs(resources: Resources) -> None:
+    """Open the dispatches of jobs that are WRITTEN: retried ones, and those for destinations that are new."""
+    with resources.sessions() as session:
+        job_ids = queries.undispatched_jobs(session, resources.clock(), BATCH)
+    for job_id in job_ids:
+        with resources.sessions.begin() as session:
+            open_dispatches(session, job_id, resources)
+
+
+def ring_for_due_errands(resources: Resources) -> None:
+    """Ring for every dispatch, and every storage commitment asked for, that is due and that nobody works on."""
+    now = resources.clock()
+    with resources.sessions.begin() as session:
+        dispatches = queries.dispatches_to_ring(session, now, BATCH)
+        queries.dispatches_rung(session, dispatches, now, now + RING_AGAIN)
+        requests = queries.requests_to_ring(session, now, BATCH)
+        queries.requests_rung(session, requests, now + RING_AGAIN)
+    for dispatch_id in dispatches:
+        resources.ring("deliver", dispatch_id)
+    for request_id in requests:
+        resources.ring("tell", request_id)
+
+
+def apply_retention(resources: Resources) -> None:
+    """Remove received bytes whose results every destination has confirmed long enough ago; rows stay."""
+    days = resources.settings.retention.inputs_days
+    if days is None:
+        return
+    now = resources.clock()
+    before = now - timedelta(days=days)
+    with resources.sessions() as session:
+        studies = queries.removable_studies(session, before, BATCH)
+    for study_instance_uid in studies:
+        with resources.sessions.begin() as session:
+            removed = queries.remove_inputs(session, study_instance_uid, before, resources.storage.remove, now)
+        log_event(logger, "inputs removed", study_instance_uid=study_instance_uid, count=removed)

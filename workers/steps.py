@@ -1,8 +1,8 @@
-"""The three steps of a job: ground, write, deliver. Each is read → compute → one compare-and-set commit → ring.
+"""The two steps of a job: ground and write. Each is read → compute → one compare-and-set commit → ring.
 
 A step takes a job's number and the process's resources. It may be run at any time and any number of times: a job that
 is in another state, or that somebody else works on, is left alone. No transaction is open while pixels are decoded, the
-model runs or the network waits.
+model runs or the network waits. What follows, the way to each destination, is in `workers.deliver`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from datetime import UTC
 from io import BytesIO
 from typing import Any
 
-from pydicom import dcmread, dcmwrite
+from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
 from dicom_node import queries, study
-from dicom_node.config import DestinationSettings, Settings
-from dicom_node.errors import NodeError, NotApplicableError, PermanentError, TransientError
+from dicom_node.config import Settings
+from dicom_node.errors import NotApplicableError, PermanentError, TransientError
+from dicom_node.file import read_dataset
 from dicom_node.header import DECODE_ERRORS
 from dicom_node.language import check_language
 from dicom_node.logs import log_event
 from dicom_node.orientation import ground_stored, read_orientation, tells_orientation
 from dicom_node.pixels import render
-from dicom_node.queries.outcomes import DeliveryState
 from dicom_node.report import Report, read_report
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.sr import build_sr
@@ -40,10 +40,10 @@ from dicom_node.results.values import (
     SrClass,
     select_marks,
 )
-from dicom_node.scu import Candidate, Part, Sent
 from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
+from workers.deliver import open_dispatches
 from workers.resources import LEASE, RING_AGAIN, Resources
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ def run_step(step: Step, job_id: int, resources: Resources) -> None:
         job = queries.claim(session, job_id, step.state, resources.token, resources.clock(), LEASE)
     if job is None:
         return
-    if job.attempts > study.MAX_ATTEMPTS and not study.may_retry(job, resources.clock()):
-        _end(job, "FAILED", f"the worker died each time it tried to {step.name} this study; see its log", resources)
+    if reason := study.quarantine_reason(f"{step.name} this study", job.deaths):
+        _end(job, "FAILED", f"{reason}; then run `knowmvg jobs retry {job.job_id}`", resources)
         return
     began = time.monotonic()
     try:
@@ -100,27 +100,28 @@ def run_step(step: Step, job_id: int, resources: Resources) -> None:
     except PermanentError as error:
         _end(job, "FAILED", str(error), resources)
     except TransientError as error:
-        _try_later(job, str(error), resources)
+        _try_later(job, str(error), resources, foreseen=True)
     except Exception as error:
-        _try_later(job, f"an error of the program ({type(error).__name__}); see the worker's log", resources)
+        reason = f"an error of the program ({type(error).__name__}); see the worker's log"
+        _try_later(job, reason, resources, foreseen=False)
         raise
     else:
         _commit(step, job, done, time.monotonic() - began, resources)
 
 
 def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Resources) -> None:
-    """Move the job on, with all that the step found out, unless somebody else did; then ring for the next step."""
+    """Move the job on, with all that the step found out, unless somebody else did; then ring for what follows."""
     now = resources.clock()
-    following = next((other.name for other in STEPS if other.state == step.next_state), None)
     values = done.values | {"timings": job.timings | {step.name: round(seconds, 3)}}
-    if following:
-        values["due_at"] = now + RING_AGAIN  # it is rung for here
+    values["due_at"] = now + RING_AGAIN  # it is rung for here
+    rings: list[tuple[str, int]] = []
     with resources.sessions.begin() as session:
         moved = queries.advance(
             session, job.job_id, resources.token, step.state, step.next_state, now, detail=done.detail, **values
         )
         if moved:
             done.save(session)
+            rings = _what_follows(session, step, job, resources)
     facts: dict[str, Any] = {
         "job_id": job.job_id,
         "study_instance_uid": job.study_instance_uid,
@@ -130,8 +131,15 @@ def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Re
         log_event(logger, "step superseded", step=step.name, **facts)
         return
     log_event(logger, EVENTS[step.name], **facts)
-    if following:
-        resources.ring(following, job.job_id)
+    for name, number in rings:
+        resources.ring(name, number)
+
+
+def _what_follows(session: Session, step: Step, job: JobFacts, resources: Resources) -> list[tuple[str, int]]:
+    """Return what is to be rung for: the next step, or the dispatches, which are opened here."""
+    if step.next_state == "WRITTEN":
+        return [("deliver", dispatch_id) for dispatch_id in open_dispatches(session, job.job_id, resources)]
+    return [(other.name, job.job_id) for other in STEPS if other.state == step.next_state]
 
 
 def _end(job: JobFacts, state: State, failure: str, resources: Resources) -> None:
@@ -141,13 +149,13 @@ def _end(job: JobFacts, state: State, failure: str, resources: Resources) -> Non
         log_event(logger, "job ended", job_id=job.job_id, study_instance_uid=job.study_instance_uid, state=state)
 
 
-def _try_later(job: JobFacts, reason: str, resources: Resources) -> None:
+def _try_later(job: JobFacts, reason: str, resources: Resources, *, foreseen: bool) -> None:
     """Give the job back for its next try, or end it where it has had enough."""
     now = resources.clock()
-    if not study.may_retry(job, now):
+    if not study.may_retry(job, now, foreseen=foreseen):
         _end(job, "FAILED", f"given up after {job.attempts} tries: {reason}; then run `knowmvg jobs retry`", resources)
         return
-    due_at = now + study.backoff(job.attempts)
+    due_at = now + study.backoff(job.attempts, f"job {job.job_id}")
     with resources.sessions.begin() as session:
         queries.retry_later(session, job.job_id, resources.token, reason, due_at, now)
     log_event(
@@ -212,9 +220,14 @@ def _read_instances(job: JobFacts, resources: Resources) -> dict[str, queries.St
 
 def _read_dataset(stored: queries.StoredInstance, resources: Resources, *, pixels: bool = True) -> Dataset:
     """Read an instance from storage; without `pixels`, its header."""
+    if stored.removed_at is not None:
+        raise PermanentError(
+            f"instance {stored.instance.sop_instance_uid} was removed by the retention rule at {stored.removed_at:%F}; "
+            "have the study sent again"
+        )
     try:
         with resources.storage.open(stored.key) as file:
-            return dcmread(file, stop_before_pixels=not pixels, defer_size=None)
+            return read_dataset(file, pixels=pixels)
     except FileNotFoundError as error:
         if not resources.storage.root.is_dir():
             raise TransientError(f"the storage {resources.storage.root} is away: mount it again") from error
@@ -302,83 +315,9 @@ def _file(part: str, ds: Dataset, job: JobFacts, resources: Resources) -> querie
     )
 
 
-# ---- deliver ---------------------------------------------------------------------------------------------------------
-
-
-def deliver_results(job: JobFacts, resources: Resources) -> Done:
-    """Send what is still missing to every destination; done when each of them has, and shows, every part."""
-    with resources.sessions() as session:
-        results = queries.load_results(session, job.job_id)
-    if not results:
-        return Done(detail="nothing to deliver")
-    destinations = resources.settings.destinations
-    if not destinations:
-        raise PermanentError(
-            "no destination is configured: add one under `destinations`, restart, and run `knowmvg jobs retry`"
-        )
-    parts = _group_parts(results, resources)
-    with resources.sessions.begin() as session:
-        names = [destination.name for destination in destinations]
-        queries.open_deliveries(session, job.job_id, names, list(parts), resources.clock())
-        deliveries = queries.load_deliveries(session, job.job_id)
-    errors: list[NodeError] = []
-    for destination in destinations:
-        open_parts = [
-            one.part for one in deliveries if one.destination == destination.name and one.state != "DELIVERED"
-        ]
-        wanted = [parts[name] for name in open_parts if name in parts]
-        errors += _deliver_to(destination, wanted, job, resources) if wanted else []
-    _raise_worst(errors)
-    return Done(detail=f"{len(parts)} parts to {len(destinations)} destinations")
-
-
-def _group_parts(results: Iterable[queries.StoredResult], resources: Resources) -> dict[str, Part]:
-    candidates: dict[str, tuple[Candidate, ...]] = {}
-    for one in results:
-        candidate = Candidate(
-            one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid, resources.storage.path(one.key)
-        )
-        candidates[one.part] = (*candidates.get(one.part, ()), candidate)
-    return {name: Part(name, of_part) for name, of_part in candidates.items()}
-
-
-def _deliver_to(
-    destination: DestinationSettings, parts: list[Part], job: JobFacts, resources: Resources
-) -> list[NodeError]:
-    """Send `parts` to one destination, note what it took, and return what went wrong."""
-    with resources.sessions() as session:
-        accepted = queries.accepted_sr_class(session, destination.name)
-    calling = resources.settings.receiver.ae_title
-    try:
-        sent = resources.send(destination, parts, job.study_instance_uid, calling, accepted)
-    except TransientError as error:
-        return [error]
-    with resources.sessions.begin() as session:
-        for one in sent:
-            queries.mark_delivery(session, job.job_id, _as_delivery(destination, one), resources.clock())
-    return [one.error for one in sent if one.error is not None]
-
-
-def _as_delivery(destination: DestinationSettings, sent: Sent) -> queries.Delivery:
-    state: DeliveryState = "DELIVERED"
-    if sent.error is not None:
-        state = "PENDING" if isinstance(sent.error, TransientError) else "FAILED"
-    return queries.Delivery(destination.name, sent.part, state, sent.sop_instance_uid, sent.status, sent.confirmed_by)
-
-
-def _raise_worst(errors: list[NodeError]) -> None:
-    """Raise all reasons in one; while something may still work when tried again, that decides."""
-    reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
-    if any(isinstance(error, TransientError) for error in errors):
-        raise TransientError(reasons)
-    if errors:
-        raise PermanentError(reasons)
-
-
 STEPS = (
     Step("ground", "gpu", "COMPLETE", ground_study),
     Step("write", "io", "GROUNDED", write_results),
-    Step("deliver", "io", "WRITTEN", deliver_results),
 )
 
-EVENTS = {"ground": "study grounded", "write": "results written", "deliver": "results delivered"}
+EVENTS = {"ground": "study grounded", "write": "results written"}

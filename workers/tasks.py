@@ -1,4 +1,6 @@
-"""Celery's side of the steps: one task per step, which takes a job's number and nothing else."""
+"""Celery's side of the work: one task per step of a job, which runs there and then, and one per errand to a peer, which
+is put into the lane of that peer. Each takes a row's number and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +9,95 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import setup_logging, worker_ready
+from celery.signals import setup_logging, worker_ready, worker_shutdown
 from kombu.message import Message
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 
+from dicom_node import queries
 from dicom_node.logs import log_event
+from workers.deliver import deliver_results
+from workers.lanes import Lanes, Work
 from workers.resources import LEASE, Resources
 from workers.steps import STEPS, Step, run_step
+from workers.tell import tell_sender
 
 logger = logging.getLogger(__name__)
 
+STOP_S = 4.0
+"""For what is under way in the lanes when the worker is told to end."""
 
-def add_tasks(app: Celery, resources: Resources) -> None:
-    """Register the steps as tasks of `app`."""
+
+@dataclass(frozen=True)
+class ErrandTask:
+    """Work that calls a peer: whose lane it waits in, and what it does."""
+
+    name: str
+    queue: str
+    peer_of: Callable[[Session, int], str | None]
+    work: Callable[[int, Resources], None]
+
+
+ERRANDS = (
+    ErrandTask("deliver", "io", queries.destination_of, deliver_results),
+    ErrandTask("tell", "io", queries.sender_of, tell_sender),
+)
+
+TASK_QUEUES = {task.name: task.queue for task in (*STEPS, *ERRANDS)}
+"""Which queue each task is rung on."""
+
+
+def add_tasks(app: Celery, resources: Resources) -> Lanes:
+    """Register the work as tasks of `app`; return the lanes in which errands run."""
+    lanes = Lanes(LEASE.total_seconds(), run_errand)
     for step in STEPS:
-        app.task(_bind(step, resources), name=step.name, shared=False)
+        app.task(_bind_step(step, resources), name=step.name, shared=False)
+    for errand in ERRANDS:
+        app.task(_bind_errand(errand, resources, lanes), name=errand.name, shared=False)
+    return lanes
 
 
-def _bind(step: Step, resources: Resources) -> Callable[[int], None]:
+def _bind_step(step: Step, resources: Resources) -> Callable[[int], None]:
     """Return a function of the job's number alone; Celery wants one that has a name and a signature."""
 
     def run(job_id: int) -> None:
         run_task(step, resources, job_id)
 
     return run
+
+
+def _bind_errand(errand: ErrandTask, resources: Resources, lanes: Lanes) -> Callable[[int], None]:
+    def submit(number: int) -> None:
+        try:
+            with resources.sessions() as session:
+                peer = errand.peer_of(session, number)
+        except (DBAPIError, PoolTimeoutError) as error:
+            log_event(logger, "database unavailable", level=logging.WARNING, reason=_reason(error))
+            return
+        if peer is not None:
+            work = functools.partial(errand.work, number, resources)
+            lanes.submit(f"{errand.name} {peer}", f"{errand.name} {number}", work)
+
+    return submit
+
+
+def run_errand(work: Work) -> None:
+    """Run work in its lane: a database that is away, or a bug, must not end the lane."""
+    try:
+        work()
+    except (DBAPIError, PoolTimeoutError) as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, reason=_reason(error))
+    except Exception:
+        logger.exception("errand failed")
+
+
+def _reason(error: DBAPIError | PoolTimeoutError) -> str:
+    return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
 def run_task(step: Step, resources: Resources, job_id: int) -> None:
@@ -44,14 +108,18 @@ def run_task(step: Step, resources: Resources, job_id: int) -> None:
     faulthandler.dump_traceback_later(LEASE.total_seconds(), exit=True)
     try:
         run_step(step, job_id, resources)
-    except DBAPIError as error:
-        log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=error.orig)
+    except (DBAPIError, PoolTimeoutError) as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=_reason(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def consume(app: Celery, queues: tuple[str, ...], name: str, on_ready: functools.partial[None]) -> None:
+def consume(
+    app: Celery, queues: tuple[str, ...], name: str, on_ready: functools.partial[None], lanes: Lanes | None = None
+) -> None:
     """Work on `queues` until SIGTERM or SIGINT; the step under way is finished first."""
+    if lanes is not None:
+        worker_shutdown.connect(lambda **_: lanes.stop(STOP_S), weak=False)
     setup_logging.connect(_keep_logging)
     _tell_the_consumer_of_lost_connections()
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickled messages under root; ours are JSON

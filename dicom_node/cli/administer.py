@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error, refuse_absent_file
+from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error, keep_private, refuse_absent_file
 from dicom_node.cli.terminal import print_json
 from dicom_node.config import load_settings, masked
 from dicom_node.errors import NodeError
@@ -50,6 +50,7 @@ def show_config(config: ConfigOption = None) -> None:
 @db_app.command()
 def upgrade(config: ConfigOption = None) -> None:
     """Bring the schema of the job database to this version of the node."""
+    keep_private()
     settings = load_settings(config)
     from sqlalchemy.exc import DBAPIError
 

@@ -27,14 +27,14 @@ from dicom_node.cli.archive import GSPS, StandInArchive
 from dicom_node.cli.demo_study import make_image_dataset, make_report_dataset
 from dicom_node.cli.ground import SR_NAME, save_dicom
 from dicom_node.clock import utc_now
-from dicom_node.config import ENVIRONMENT_PREFIX, DestinationSettings, ModelSettings, Settings, load_settings
+from dicom_node.config import ENVIRONMENT_PREFIX, ModelSettings, Settings, load_settings
 from dicom_node.errors import NodeError
 from dicom_node.orientation import read_orientation
 from dicom_node.queries import JobDetail, JobFilter, list_jobs, load_grounding, make_engine, make_sessions, show_job
 from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.reading import read_boxes
 from dicom_node.results.rendering import draw_report
-from dicom_node.scu import open_association
+from dicom_node.scu import Peer, open_association
 from grounding.phantoms.study import make_study
 from grounding.types import Grounding
 
@@ -197,7 +197,7 @@ def _run_study(settings: Settings, node: Node, archive: StandInArchive, out: Pat
 def send_study(settings: Settings, datasets: Sequence[Dataset]) -> None:
     """Send `datasets` to the node's receiver over one association; raises NodeError unless it takes them all."""
     receiver = settings.receiver
-    node = DestinationSettings(name="node", ae_title=receiver.ae_title, host=receiver.host, port=receiver.port)
+    node = Peer("the node", receiver.ae_title, receiver.host, receiver.port)
     with open_association(node, [str(ds.SOPClassUID) for ds in datasets], SENDER) as association:
         for ds in datasets:
             answer = association.send_c_store(ds)

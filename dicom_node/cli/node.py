@@ -35,6 +35,7 @@ def up(config: ConfigOption = None) -> None:
 def receiver(config: ConfigOption = None) -> None:
     """Run the receiver: Storage SCP and C-ECHO."""
     settings = begin("receiver", config)
+    from dicom_node.queries import note_process
     from dicom_node.scp import start_receiver
     from dicom_node.storage import FileStorage
     from workers.supervisor import mark_ready
@@ -46,8 +47,10 @@ def receiver(config: ConfigOption = None) -> None:
     except OSError as error:
         raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
     mark_ready(settings)
+    note_process(sessions, utc_now, "receiver", "application start")
     stop.wait()
     server.stop()
+    note_process(sessions, utc_now, "receiver", "application stop")
 
 
 def worker(
@@ -83,6 +86,7 @@ def console(config: ConfigOption = None) -> None:
     """
     settings = begin("console", config)
     from dicom_node.console.server import make_server
+    from dicom_node.queries import note_process
     from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
@@ -93,9 +97,11 @@ def console(config: ConfigOption = None) -> None:
         raise NodeError(_cannot_listen("console", settings.console.host, settings.console.port, error)) from error
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     mark_ready(settings)
+    note_process(sessions, utc_now, "console", "application start")
     stop.wait()
     server.shutdown()
     server.server_close()
+    note_process(sessions, utc_now, "console", "application stop")
 
 
 def stop_event() -> threading.Event:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,10 +30,20 @@ _AGO = re.compile(r"^(\d+)\s*([smhdw])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+PRIVATE = 0o077
+"""What the node writes holds patients' data: files are 0600 and folders 0700, whatever the user's shell says."""
+
+
+def keep_private() -> None:
+    """Have this process write files that this user alone can read."""
+    os.umask(PRIVATE)
+
+
 def begin(process: str, config: Path | None) -> Settings:
     """Return the settings of a long-running command, its log lines named after `process`."""
     from dicom_node.logs import configure_logging
 
+    keep_private()
     settings = load_settings(config)
     configure_logging(process)
     return settings

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -32,6 +32,18 @@ def make_engine(url: str) -> Engine:
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
     """Return the factory of sessions; `with sessions.begin() as session` is one transaction."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def probe(session: Session) -> str:
+    """Return why nothing can be written now, or an empty text. Raises DBAPIError where the database does not answer.
+
+    On SQLite the beginning of the transaction takes the write lock, which tells already.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        session.execute(text("SELECT 1"))
+        return ""
+    read_only = session.scalar(text("SELECT current_setting('transaction_read_only')"))
+    return "the database is read-only" if read_only == "on" else ""
 
 
 def _make_postgresql(url: URL) -> Engine:

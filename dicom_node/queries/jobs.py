@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from dicom_node.queries.leases import NO_LEASE, has_free_lease, take
 from dicom_node.study import NEXT, WORKING_STATES, Complete, JobFacts, NotApplicable, State, Verdict, Waiting
-from dicom_node.tables import EventRow, JobRow, StudyRow
+from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
 
 EVENTS: dict[str, str] = {
     "COMPLETE": "study complete",
@@ -30,8 +31,8 @@ EVENTS: dict[str, str] = {
 
 OUTCOMES: dict[str, str | None] = {"NOT_APPLICABLE": "NOT_APPLICABLE", "FAILED": "FAILED", "CANCELLED": None}
 
-KEEPS_OUTSIDE_EFFECTS_IN_ORDER: tuple[State, ...] = ("GROUNDED", "WRITTEN")
-"""States out of which a step writes or sends results; it waits for a worker that is still at an older revision."""
+STEP_STATES: tuple[State, ...] = ("COMPLETE", "GROUNDED")
+"""States that a step of the job itself leads out of; out of WRITTEN lead its dispatches."""
 
 
 def due_receiving(session: Session, now: datetime, limit: int) -> tuple[JobFacts, ...]:
@@ -63,7 +64,7 @@ def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime) ->
         update(JobRow).where(*unchanged).values(values).returning(JobRow.study_instance_uid)
     ).scalar()
     if changed is not None and not isinstance(verdict, Waiting):
-        _add_event(session, (changed, job_id), now, EVENTS[values["state"]], values.get("failure", ""))
+        add_event(session, (changed, job_id), now, EVENTS[values["state"]], values.get("failure", ""))
     return changed is not None
 
 
@@ -71,7 +72,7 @@ def jobs_to_ring(session: Session, now: datetime, limit: int) -> tuple[tuple[int
     """Return (job, state) of the jobs that are due for a worker and that nobody works on, the longest due first."""
     statement = (
         select(JobRow.job_id, JobRow.state)
-        .where(JobRow.state.in_(WORKING_STATES), JobRow.due_at <= now, has_free_lease(now))
+        .where(JobRow.state.in_(STEP_STATES), JobRow.due_at <= now, has_free_lease(JobRow, now))
         .order_by(JobRow.due_at, JobRow.job_id)
         .limit(limit)
     )
@@ -82,7 +83,7 @@ def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: date
     """Note that workers were rung for these jobs; without a claim they are due again at `again_at`."""
     session.execute(
         update(JobRow)
-        .where(JobRow.job_id.in_(job_ids), JobRow.due_at <= now, JobRow.state.in_(WORKING_STATES))
+        .where(JobRow.job_id.in_(job_ids), JobRow.due_at <= now, JobRow.state.in_(STEP_STATES))
         .values(due_at=again_at)
     )
 
@@ -90,28 +91,59 @@ def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: date
 def claim(session: Session, job_id: int, state: State, token: str, now: datetime, lease: timedelta) -> JobFacts | None:
     """Take a job that is in `state` for the time of `lease`; None if it is not there to be taken.
 
-    It is not if its study has a newer revision, if somebody holds it, or if it would write or send results while a
-    worker is still at an older revision of its study. `attempts` of the returned facts counts this one.
+    It is not if its study has a newer revision, if somebody holds it, or if it would write results while a worker is
+    still at an older revision of its study. `attempts` of the returned facts counts this one.
     """
     current = select(StudyRow.revision).where(StudyRow.study_instance_uid == JobRow.study_instance_uid)
     conditions = [JobRow.job_id == job_id, JobRow.state == state, JobRow.revision == current.scalar_subquery()]
-    if state in KEEPS_OUTSIDE_EFFECTS_IN_ORDER:
-        older = aliased(JobRow)
-        conditions.append(
-            ~exists().where(
-                older.study_instance_uid == JobRow.study_instance_uid,
-                older.revision < JobRow.revision,
-                older.lease_until > now,
-            )
-        )
+    if state == "GROUNDED":
+        conditions.append(~older_is_under_way(now))
     statement = (
         update(JobRow)
-        .where(*conditions, has_free_lease(now))
-        .values(lease_token=token, lease_until=now + lease, attempts=JobRow.attempts + 1, updated_at=now)
+        .where(*conditions, has_free_lease(JobRow, now))
+        .values(take(JobRow, token, now, lease))
         .returning(JobRow)
     )
     row = session.execute(statement).scalar()
     return None if row is None else _facts(row)
+
+
+def end_delivery(
+    session: Session, job_id: int, failures: Sequence[str], now: datetime, detail: str = "to every destination"
+) -> bool:
+    """End a WRITTEN job, all of whose dispatches have ended: DELIVERED, or FAILED for the reasons given."""
+    row = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
+    if row is None or row.state != "WRITTEN":
+        return False
+    seconds = round((now - row.step_since).total_seconds(), 3)
+    failure = "; ".join(dict.fromkeys(failures))
+    values = _ending("FAILED", failure, now) if failures else _entering("DELIVERED", now)
+    values["timings"] = row.timings | {"deliver": seconds}
+    session.execute(update(JobRow).where(JobRow.job_id == job_id).values(values | NO_LEASE))
+    add_event(session, (row.study_instance_uid, job_id), now, EVENTS[values["state"]], failure or detail)
+    return True
+
+
+def note_opened(session: Session, job_id: int, again_at: datetime) -> None:
+    """Note that the dispatches of a WRITTEN job are open; they are looked for again at `again_at`."""
+    session.execute(update(JobRow).where(JobRow.job_id == job_id, JobRow.state == "WRITTEN").values(due_at=again_at))
+
+
+def fail_delivery(session: Session, job_id: int, failure: str, now: datetime) -> bool:
+    """End a WRITTEN job whose results can go nowhere."""
+    return end_delivery(session, job_id, (failure,), now)
+
+
+def older_is_under_way(now: datetime) -> ColumnElement[bool]:
+    """Say in SQL, of a job, that a worker is still at an older revision of its study, or sends results of one.
+
+    Who writes or sends results waits for that: an archive never gets an older revision after a newer one, and the newer
+    one names what was delivered as its predecessor.
+    """
+    older = aliased(JobRow)
+    of_older = (older.study_instance_uid == JobRow.study_instance_uid, older.revision < JobRow.revision)
+    sends = exists().where(*of_older, DispatchRow.job_id == older.job_id, DispatchRow.lease_until > now)
+    return or_(exists().where(*of_older, older.lease_until > now), sends)
 
 
 def advance(
@@ -136,36 +168,20 @@ def retry_later(session: Session, job_id: int, token: str, reason: str, due_at: 
 
 def end_job(session: Session, job_id: int, token: str, state: State, failure: str, now: datetime) -> bool:
     """End a claimed job as NOT_APPLICABLE, FAILED or CANCELLED for the reason given; False if it is no longer ours."""
+    return _finish(session, (job_id, token, None), now, _ending(state, failure, now), detail=failure)
+
+
+def _ending(state: State, failure: str, now: datetime) -> dict[str, Any]:
     values = _entering(state, now) | {"outcome": OUTCOMES[state], "failure": failure}
-    del values["attempts"]  # how often it was tried stays to be seen
-    return _finish(session, (job_id, token, None), now, values, detail=failure)
-
-
-def lease_tokens(session: Session) -> tuple[str, ...]:
-    """Return the tokens of all leases, also of those that ran out."""
-    return tuple(token for token in session.scalars(select(JobRow.lease_token).distinct()) if token is not None)
-
-
-def free_leases(session: Session, token: str, now: datetime) -> int:
-    """Give up the leases of a worker that is known to be dead; its jobs are due at once. Returns how many."""
-    freed = session.scalars(
-        update(JobRow)
-        .where(JobRow.lease_token == token)
-        .values(lease_token=None, lease_until=None, due_at=now)
-        .returning(JobRow.job_id)
-    )
-    return len(freed.all())
-
-
-def has_free_lease(now: datetime) -> ColumnElement[bool]:
-    """Say in SQL that nobody works on a job."""
-    return or_(JobRow.lease_until.is_(None), JobRow.lease_until <= now)
+    del values["attempts"], values["deaths"]  # how often it was tried stays to be seen
+    return values
 
 
 def _entering(state: State, now: datetime) -> dict[str, Any]:
     return {
         "state": state,
         "attempts": 0,
+        "deaths": 0,
         "failure": None,
         "step_since": now,
         "due_at": now,
@@ -190,21 +206,21 @@ def _finish(
     job_id, token, from_state = claimed
     ours = and_(JobRow.job_id == job_id, JobRow.lease_token == token)
     states = WORKING_STATES if from_state is None else (from_state,)
-    no_lease: dict[str, Any] = {"lease_token": None, "lease_until": None}
     study = session.execute(
         update(JobRow)
         .where(ours, JobRow.state.in_(states))
-        .values(values | no_lease)
+        .values(values | NO_LEASE)
         .returning(JobRow.study_instance_uid)
     ).scalar()
     if study is None:
-        session.execute(update(JobRow).where(ours).values(no_lease))
+        session.execute(update(JobRow).where(ours).values(NO_LEASE))
         return False
-    _add_event(session, (study, job_id), now, event or EVENTS[values["state"]], detail)
+    add_event(session, (study, job_id), now, event or EVENTS[values["state"]], detail)
     return True
 
 
-def _add_event(session: Session, job: tuple[str, int], now: datetime, event: str, detail: str) -> None:
+def add_event(session: Session, job: tuple[str, int], now: datetime, event: str, detail: str) -> None:
+    """Add to the timeline of a job, given as its study and its number."""
     session.add(EventRow(study_instance_uid=job[0], job_id=job[1], at=now, event=event, detail=detail))
 
 
@@ -215,6 +231,7 @@ def _facts(row: JobRow) -> JobFacts:
         revision=row.revision,
         state=row.state,  # type: ignore[arg-type]  # a str column
         attempts=row.attempts,
+        deaths=row.deaths,
         first_instance_at=row.first_instance_at,
         last_instance_at=row.last_instance_at,
         step_since=row.step_since,

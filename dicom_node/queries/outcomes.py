@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
@@ -16,7 +16,8 @@ from dicom_node.selection import add_referred
 from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 
-DeliveryState = Literal["PENDING", "DELIVERED", "FAILED"]
+TAKEN = ("STORED", "DELIVERED")
+"""States of a delivery whose instance the archive took, confirmed or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class StoredInstance:
     sha256: str
     revision: int
     received_at: datetime
+    removed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,6 @@ class StoredResult:
     series_instance_uid: str
     key: str
     sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One part on its way to one destination, and which instance of it was sent last."""
-
-    destination: str
-    part: str
-    state: DeliveryState = "PENDING"
-    sop_instance_uid: str | None = None
-    status: int | None = None
-    confirmed_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,9 @@ def instances_of(session: Session, study_instance_uid: str) -> tuple[StoredInsta
     count for it (`selection.add_referred`)."""
     rows = instance_rows(session, study_instance_uid)
     held = [
-        StoredInstance(Instance.from_facts(row.facts), row.storage_key, row.sha256, revision, row.received_at)
+        StoredInstance(
+            Instance.from_facts(row.facts), row.storage_key, row.sha256, revision, row.received_at, row.removed_at
+        )
         for row, revision in rows
     ]
     own = [one.instance for one in held if one.instance.study_instance_uid == study_instance_uid]
@@ -146,58 +138,6 @@ def load_results(session: Session, job_id: int) -> tuple[StoredResult, ...]:
     )
 
 
-def open_deliveries(
-    session: Session, job_id: int, destinations: Sequence[str], parts: Sequence[str], now: datetime
-) -> None:
-    """Make sure that there is a delivery of every part to every destination; those there are stay as they are."""
-    for destination in destinations:
-        for part in parts:
-            insert_or_ignore(
-                session,
-                DeliveryRow,
-                job_id=job_id,
-                destination=destination,
-                part=part,
-                state="PENDING",
-                updated_at=now,
-            )
-
-
-def mark_delivery(session: Session, job_id: int, delivery: Delivery, now: datetime) -> None:
-    """Note what became of a delivery. It holds whatever became of the job in the meantime: the archive has it."""
-    session.execute(
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.job_id == job_id,
-            DeliveryRow.destination == delivery.destination,
-            DeliveryRow.part == delivery.part,
-        )
-        .values(
-            state=delivery.state,
-            sop_instance_uid=delivery.sop_instance_uid,
-            status=delivery.status,
-            confirmed_by=delivery.confirmed_by,
-            updated_at=now,
-        )
-    )
-
-
-def load_deliveries(session: Session, job_id: int) -> tuple[Delivery, ...]:
-    """Return all deliveries of a job, by destination and part."""
-    statement = (
-        select(DeliveryRow).where(DeliveryRow.job_id == job_id).order_by(DeliveryRow.destination, DeliveryRow.part)
-    )
-    return tuple(
-        Delivery(row.destination, row.part, row.state, row.sop_instance_uid, row.status, row.confirmed_by)  # type: ignore[arg-type]  # state is a str column
-        for row in session.scalars(statement)
-    )
-
-
-def pending_deliveries(session: Session, job_id: int) -> tuple[Delivery, ...]:
-    """Return the deliveries of a job that are still to be made."""
-    return tuple(delivery for delivery in load_deliveries(session, job_id) if delivery.state == "PENDING")
-
-
 def previous_results(session: Session, study_instance_uid: str, before_revision: int) -> tuple[PreviousResult, ...]:
     """Return the SR of the latest earlier revision that an archive took, whatever became of its job, in the classes
     that archives took it in, the preferred one first; none if there is none."""
@@ -209,7 +149,7 @@ def previous_results(session: Session, study_instance_uid: str, before_revision:
             JobRow.study_instance_uid == study_instance_uid,
             JobRow.revision < before_revision,
             ResultRow.part == "sr",
-            DeliveryRow.state == "DELIVERED",
+            DeliveryRow.state.in_(TAKEN),
         )
         .order_by(JobRow.revision.desc(), ResultRow.sop_class_uid.desc())
         .distinct()
@@ -226,7 +166,7 @@ def accepted_sr_class(session: Session, destination: str) -> str | None:
     return session.scalar(
         select(ResultRow.sop_class_uid)
         .join(DeliveryRow, DeliveryRow.sop_instance_uid == ResultRow.sop_instance_uid)
-        .where(DeliveryRow.destination == destination, DeliveryRow.part == "sr", DeliveryRow.state == "DELIVERED")
+        .where(DeliveryRow.destination == destination, DeliveryRow.part == "sr", DeliveryRow.state.in_(TAKEN))
         .order_by(DeliveryRow.updated_at.desc(), DeliveryRow.id.desc())
         .limit(1)
     )

@@ -14,11 +14,22 @@ from sqlalchemy import ColumnElement, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from dicom_node.delivery import OPEN_DISPATCHES
 from dicom_node.instance import Instance
 from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
 from dicom_node.study import WORKING_STATES, look_again_at
-from dicom_node.tables import Base, ConflictRow, EventRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
+from dicom_node.tables import (
+    Base,
+    ConflictRow,
+    DispatchRow,
+    EventRow,
+    InstanceRow,
+    JobRow,
+    ReportReferenceRow,
+    ResultRow,
+    StudyRow,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +195,7 @@ def _note_repeat(
     statement = select(InstanceRow).where(InstanceRow.sop_instance_uid == instance.sop_instance_uid)
     held = session.scalars(statement).one()
     if held.sha256 == stored.sha256:
+        held.storage_key, held.removed_at = stored.key, None  # its bytes are there again, if they had been removed
         return Recorded("repeat", None, held.revision)
     is_new = insert_or_ignore(
         session,
@@ -261,6 +273,11 @@ def _supersede_jobs(session: Session, study: _Study, revision: int, now: datetim
         .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
         .returning(JobRow.job_id)
     ).all()
+    session.execute(  # what an archive took of it stays noted with its deliveries
+        update(DispatchRow)
+        .where(DispatchRow.job_id.in_(cancelled), DispatchRow.state.in_(OPEN_DISPATCHES))
+        .values(state="CANCELLED", updated_at=now)
+    )
     for job_id in cancelled:
         session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="job cancelled", detail=reason))
 

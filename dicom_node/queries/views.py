@@ -7,21 +7,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from dicom_node.errors import NodeError
-from dicom_node.queries.jobs import OUTCOMES, has_free_lease
-from dicom_node.queries.outcomes import instance_rows, load_deliveries, load_results
-from dicom_node.study import END_STATES, WORKING_STATES, State
+from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.queries.dispatches import load_deliveries
+from dicom_node.queries.jobs import STEP_STATES
+from dicom_node.queries.leases import has_free_lease
+from dicom_node.queries.outcomes import TAKEN, instance_rows, load_results
 from dicom_node.tables import (
     ConflictRow,
-    DeliveryRow,
+    DispatchRow,
     EventRow,
     FindingRow,
     InstanceRow,
     JobRow,
-    ResultRow,
     StudyRow,
 )
 
@@ -72,6 +72,8 @@ class JobDetail:
     findings: tuple[dict[str, Any], ...]
     results: tuple[dict[str, Any], ...]
     deliveries: tuple[dict[str, Any], ...]
+    dispatches: tuple[dict[str, Any], ...]
+    """The way of all results to each destination: state, tries, when it is tried again, why it failed."""
     revisions: tuple[dict[str, Any], ...]
     """Every revision of the study, the first one first, with what archives hold of it."""
 
@@ -88,6 +90,7 @@ class JobDetail:
             "findings": list(self.findings),
             "results": list(self.results),
             "deliveries": list(self.deliveries),
+            "dispatches": list(self.dispatches),
             "revisions": list(self.revisions),
         }
 
@@ -136,6 +139,7 @@ def show_job(session: Session, job_id: int) -> JobDetail | None:
             for result in load_results(session, job_id)
         ),
         deliveries=tuple(asdict(delivery) for delivery in load_deliveries(session, job_id)),
+        dispatches=tuple(_dispatches(session, job_id)),
         revisions=tuple(_revisions(session, job.study_instance_uid)),
     )
 
@@ -152,80 +156,64 @@ def count_instances(session: Session) -> int:
 
 
 def oldest_due(session: Session, now: datetime) -> datetime | None:
-    """Return since when the job waits that has waited longest for a worker, not yet tried; None if none does."""
-    statement = select(func.min(JobRow.step_since)).where(
-        JobRow.state.in_(WORKING_STATES), JobRow.attempts == 0, has_free_lease(now)
+    """Return since when the work waits that has waited longest for a worker, not yet tried; None if none does."""
+    steps = select(func.min(JobRow.step_since)).where(
+        JobRow.state.in_(STEP_STATES), JobRow.attempts == 0, has_free_lease(JobRow, now)
     )
-    return session.scalar(statement)
-
-
-def retry_job(session: Session, job_id: int, now: datetime) -> State:
-    """Take an ended job up again from the step that failed (a delivered one: deliver again), and return its state.
-
-    Raises NodeError where there is nothing to retry.
-    """
-    job = _ended_job(session, job_id)
-    state: State = "COMPLETE"
-    if session.scalar(select(ResultRow.part).where(ResultRow.job_id == job_id).limit(1)) is not None:
-        state = "WRITTEN"
-    elif job.model is not None:
-        state = "GROUNDED"
-    values: dict[str, Any] = {"state": state, "attempts": 0, "failure": None, "lease_token": None, "lease_until": None}
-    values["outcome"] = None if state == "COMPLETE" else (job.selection or {}).get("outcome", job.outcome)
-    session.execute(
-        update(JobRow)
-        .where(JobRow.job_id == job_id)
-        .values(values | {"step_since": now, "due_at": now, "updated_at": now})
+    sending = select(func.min(DispatchRow.since)).where(
+        DispatchRow.state.in_(OPEN_DISPATCHES), DispatchRow.attempts == 0, has_free_lease(DispatchRow, now)
     )
-    again = update(DeliveryRow).where(DeliveryRow.job_id == job_id)
-    if job.state != "DELIVERED":
-        again = again.where(DeliveryRow.state == "FAILED")
-    session.execute(again.values(state="PENDING", updated_at=now))
-    _note(session, job, now, "retried by an administrator", f"from {state}")
-    return state
+    found = [instant for statement in (steps, sending) if (instant := session.scalar(statement)) is not None]
+    return min(found, default=None)
 
 
-def cancel_job(session: Session, job_id: int, now: datetime) -> None:
-    """End a job that is under way. Raises NodeError if there is none, or it has ended already."""
-    reason = f"cancelled by an administrator; `knowmvg jobs retry {job_id}` takes it up again"
-    cancelled = session.scalar(
-        update(JobRow)
-        .where(JobRow.job_id == job_id, JobRow.state.not_in(END_STATES))
-        .values(state="CANCELLED", outcome=OUTCOMES["CANCELLED"], failure=reason, step_since=now, updated_at=now)
-        .returning(JobRow.job_id)
+@dataclass(frozen=True, slots=True)
+class DispatchFilter:
+    """Which dispatches to list; None means any."""
+
+    state: str | None = None
+    destination: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchSummary:
+    """A dispatch in a list."""
+
+    dispatch_id: int
+    job_id: int
+    study_instance_uid: str
+    destination: str
+    state: str
+    attempts: int
+    failure: str | None
+    again_at: datetime | None
+    updated_at: datetime
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as `deliveries list --json` prints it; instants as ISO 8601 in UTC."""
+        return {key: _instant(value) if isinstance(value, datetime) else value for key, value in asdict(self).items()}
+
+
+def list_dispatches(session: Session, wanted: DispatchFilter) -> tuple[DispatchSummary, ...]:
+    """Return the dispatches that fit, the latest first."""
+    statement = (
+        select(DispatchRow, JobRow.study_instance_uid)
+        .join(JobRow, JobRow.job_id == DispatchRow.job_id)
+        .order_by(DispatchRow.dispatch_id.desc())
+        .limit(wanted.limit)
     )
-    job = session.get(JobRow, job_id)
-    if job is None:
-        raise NodeError(_unknown(job_id))
-    if cancelled is None:
-        raise NodeError(f"job {job_id} has ended already ({job.state}); there is nothing to cancel")
-    _note(session, job, now, "job cancelled", reason)
-
-
-def _ended_job(session: Session, job_id: int) -> JobRow:
-    """Return a job that may be retried, its row locked."""
-    job = session.scalar(select(JobRow).where(JobRow.job_id == job_id).with_for_update())
-    if job is None:
-        raise NodeError(_unknown(job_id))
-    if job.state not in END_STATES:
-        raise NodeError(f"job {job_id} is under way ({job.state}); there is nothing to retry")
-    current = session.get_one(StudyRow, job.study_instance_uid).revision
-    if current != job.revision:
-        raise NodeError(
-            f"job {job_id} is of revision {job.revision}, but its study is at revision {current} by now; see "
-            f"`knowmvg jobs --study {job.study_instance_uid}`"
+    if wanted.state is not None:
+        statement = statement.where(DispatchRow.state == wanted.state)
+    if wanted.destination is not None:
+        statement = statement.where(DispatchRow.destination == wanted.destination)
+    return tuple(
+        DispatchSummary(
+            row.dispatch_id, row.job_id, study, row.destination, row.state, row.attempts, row.failure,
+            row.due_at if row.state in OPEN_DISPATCHES else None, row.updated_at,
         )
-    return job
-
-
-def _unknown(job_id: int) -> str:
-    return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
-
-
-def _note(session: Session, job: JobRow, now: datetime, event: str, detail: str) -> None:
-    session.add(
-        EventRow(study_instance_uid=job.study_instance_uid, job_id=job.job_id, at=now, event=event, detail=detail)
-    )
+        for row, study in session.execute(statement)
+    )  # fmt: skip
 
 
 def _summary(row: JobRow) -> JobSummary:
@@ -276,11 +264,25 @@ def _instances(session: Session, job: JobRow, why: dict[str, str]) -> Iterable[d
         }
 
 
+def _dispatches(session: Session, job_id: int) -> Iterable[dict[str, Any]]:
+    statement = select(DispatchRow).where(DispatchRow.job_id == job_id).order_by(DispatchRow.destination)
+    for row in session.scalars(statement):
+        open_ = row.state in OPEN_DISPATCHES
+        yield {
+            "dispatch_id": row.dispatch_id,
+            "destination": row.destination,
+            "state": row.state,
+            "attempts": row.attempts,
+            "again_at": _instant(row.due_at) if open_ else None,
+            "failure": row.failure,
+        }
+
+
 def _revisions(session: Session, study_instance_uid: str) -> Iterable[dict[str, Any]]:
     """Return the jobs of a study, each with its results that an archive took; a later SR names the one it replaces."""
     jobs = select(JobRow).where(JobRow.study_instance_uid == study_instance_uid).order_by(JobRow.revision)
     for row in session.scalars(jobs):
-        delivered = [one for one in load_deliveries(session, row.job_id) if one.state == "DELIVERED"]
+        delivered = [one for one in load_deliveries(session, row.job_id) if one.state in TAKEN]
         yield {
             "job_id": row.job_id,
             "revision": row.revision,

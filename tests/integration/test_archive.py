@@ -10,7 +10,7 @@ import pytest
 
 from dicom_node.cli.archive import StandInArchive
 from dicom_node.config import DestinationSettings
-from dicom_node.scu import Candidate, Part, echo, send_parts
+from dicom_node.scu import STUDY_ROOT_FIND, Candidate, connect, echo
 from tests.builders import COMPREHENSIVE_SR, make_report_dataset, write
 
 
@@ -31,8 +31,9 @@ def test_it_takes_results_and_finds_them_again(archive: StandInArchive, tmp_path
     ds = make_report_dataset(sop_class_uid=COMPREHENSIVE_SR)
     path = write(ds, tmp_path / "sr.dcm")
     candidate = Candidate(ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path)
-    (sent,) = send_parts(as_destination(archive), [Part("sr", (candidate,))], ds.StudyInstanceUID, "KNOWMVG")
-    assert (sent.status, sent.confirmed_by, sent.error) == (0, "query", None)
+    with connect(as_destination(archive), [COMPREHENSIVE_SR, STUDY_ROOT_FIND], "KNOWMVG") as association:
+        assert association.store(candidate) == 0x0000
+        assert association.find(ds.StudyInstanceUID, candidate) is True
     assert [held.SOPInstanceUID for held in archive.instances] == [ds.SOPInstanceUID]
 
 

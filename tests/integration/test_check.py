@@ -16,7 +16,7 @@ from dicom_node.cli.checks import check_destination, check_rows, run_checks
 from dicom_node.cli.demo import free_ports
 from dicom_node.config import DestinationSettings, load_settings
 from dicom_node.console.health import Check, check_storage
-from dicom_node.queries import upgrade_schema
+from dicom_node.queries import SCHEMA_REVISION, upgrade_schema
 from tests.fakes import FakePacs
 
 Write = Callable[..., Path]
@@ -57,7 +57,7 @@ def test_a_database_with_the_schema_is_fine(write: Write) -> None:
     upgrade_schema(settings.database.url)
     check = check_rows(settings)
     assert check.ok
-    assert "schema 0002" in check.detail
+    assert f"schema {SCHEMA_REVISION}" in check.detail
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves the socket open

@@ -8,7 +8,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from pydicom.dataset import Dataset
+from sqlalchemy import select
 
 from dicom_node import queries, scu
+from dicom_node.commitment import make_report
+from dicom_node.confirmation import take_report
 from dicom_node.queries import JobFilter, make_engine, make_sessions
 from dicom_node.study import END_STATES
+from dicom_node.tables import DeliveryRow
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs
 from tests.rig import Rig, make_sqlite_sessions
@@ -46,7 +51,9 @@ class LifeOfStudy(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="life-"))
         shutil.copyfile(self.template, self.folder / "knowmvg.db")
         self.engine = make_engine(f"sqlite:///{self.folder / 'knowmvg.db'}")
-        self.pacs = FakePacs().start()
+        self.pacs = FakePacs()
+        self.pacs.commits = "never"
+        self.pacs.start()
         self.rig = Rig(self.folder, make_sessions(self.engine), [self.pacs])
         self.acknowledged: dict[str, Dataset] = {}
         self.seen: set[str] = set()
@@ -99,17 +106,53 @@ class LifeOfStudy(RuleBasedStateMachine):
     def die_after_sending(self, dice: int) -> None:
         """A worker dies between the archive's answer and its commit."""
 
-        def send(*arguments: Any) -> None:
-            scu.send_parts(*arguments)
+        @contextmanager
+        def connect(*arguments: Any) -> Iterator[scu.Archive]:
+            with scu.connect(*arguments) as archive:
+                yield archive
             die()
 
-        self.die(dice, send=send)
+        self.die(dice, connect=connect)
 
     @precondition(lambda self: self.rig.rings)
     @rule(dice=st.integers(0, 99))
     def die_before_ringing(self, dice: int) -> None:
         """A worker dies between its commit and the ring for the next step."""
         self.die(dice, ring=lambda *_: die())
+
+    @rule(commits=st.sampled_from(("same", "never")))
+    def switch_commitment(self, commits: str) -> None:
+        """The archive reports at once what it holds, or not at all."""
+        self.pacs.commits = commits
+
+    @precondition(lambda self: self.pacs.transactions)
+    @rule(dice=st.integers(0, 99), title=st.sampled_from(("ARCHIVE", "ARCHIVE", "STRANGER")))
+    def report(self, dice: int, title: str) -> None:
+        """A report comes: late, again, of an old transaction, or of somebody who was not asked."""
+        transaction_uid = self.pacs.transactions[dice % len(self.pacs.transactions)]
+        with self.rig.sessions() as session:
+            uids = list(session.scalars(select(DeliveryRow.sop_instance_uid).where(DeliveryRow.sop_instance_uid != "")))
+        kept = [("1.2", uid) for uid in uids if uid in self.pacs.datasets and title == "ARCHIVE"]
+        failed = {("1.2", uid): 0x0112 for uid in uids if uid not in self.pacs.datasets}
+        _, report = make_report(transaction_uid, kept, failed)
+        take_report(report, title, self.rig.settings, self.rig.sessions, self.rig.clock)
+
+    @precondition(lambda self: self.pacs.datasets)
+    @rule(dice=st.integers(0, 99))
+    def lose_at_the_archive(self, dice: int) -> None:
+        """The archive loses something that it took and has not confirmed."""
+        uid = sorted(self.pacs.datasets)[dice % len(self.pacs.datasets)]
+        if uid not in self.confirmed():
+            del self.pacs.datasets[uid]
+
+    def confirmed(self) -> set[str]:
+        with self.rig.sessions() as session:
+            statement = select(DeliveryRow.sop_instance_uid).where(DeliveryRow.state == "DELIVERED")
+            return {uid for uid in session.scalars(statement) if uid}
+
+    @invariant()
+    def what_is_delivered_is_in_the_archive(self) -> None:
+        assert self.confirmed() <= set(self.pacs.datasets)
 
     @rule(is_up=st.booleans())
     def switch_archive(self, is_up: bool) -> None:
@@ -155,7 +198,7 @@ class LifeOfStudy(RuleBasedStateMachine):
     def teardown(self) -> None:
         """After enough time every study has ended, and what was not given up is in the archive."""
         try:
-            self.pacs.status = 0x0000
+            self.pacs.status, self.pacs.commits = 0x0000, "same"
             for _ in range(RESTING_ROUNDS):
                 self.rig.settle(minutes=16)
                 self.one_sr_per_revision_and_none_of_a_stale_one()

@@ -18,10 +18,12 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
+from dicom_node.delivery import PartState
 from dicom_node.errors import NodeError, SchemaError
 from dicom_node.instance import Instance, read_instance
 from dicom_node.queries import (
     Delivery,
+    Ending,
     JobFilter,
     JobSummary,
     Recorded,
@@ -294,7 +296,9 @@ def test_a_worker_whose_job_was_superseded_cannot_move_it(sessions: Sessions) ->
 def test_a_newer_revision_is_not_written_while_an_older_one_is_being_delivered(sessions: Sessions) -> None:
     older = make_complete_job(sessions)
     move_to(sessions, older, "WRITTEN")
-    assert claim(sessions, older, "WRITTEN", "slow")
+    (dispatch_id,) = write_sr(sessions, older, "1.2.1", "a")
+    held = claim_dispatch(sessions, dispatch_id, "slow")
+    assert held is not None
     newer = record(sessions, make_report(instance=2), NOW).job_id
     assert newer is not None
     with sessions.begin() as session:
@@ -302,7 +306,9 @@ def test_a_newer_revision_is_not_written_while_an_older_one_is_being_delivered(s
     move_to(sessions, newer, "GROUNDED")
     assert claim(sessions, newer, "GROUNDED") is None
     with sessions.begin() as session:
-        assert not queries.advance(session, older, "slow", "WRITTEN", "DELIVERED", NOW)
+        queries.mark_delivery(session, older, Delivery("a", "sr", "DELIVERED", "1.2.1", 0, "query"), NOW)
+        assert queries.end_try(session, held, "slow", Ending(NOW, NOW, ""), NOW) == "DELIVERED"
+    assert show(sessions, older)["state"] == "CANCELLED"
     assert claim(sessions, newer, "GROUNDED")
 
 
@@ -494,23 +500,102 @@ def test_a_grounding_comes_back_as_it_was(sessions: Sessions) -> None:
     assert (first["image"], first["sop_instance_uid"], second["source"]) == (1, "1.2", None)
 
 
-def test_deliveries_are_opened_once_and_end_one_by_one(sessions: Sessions) -> None:
-    job_id = make_complete_job(sessions)
-    with sessions.begin() as session:
-        queries.open_deliveries(session, job_id, ["a", "b"], ["sr"], NOW)
-        done = Delivery("a", "sr", "DELIVERED", "1.2.3", 0, "query")
-        queries.mark_delivery(session, job_id, done, NOW)
-        queries.open_deliveries(session, job_id, ["a", "b"], ["sr"], NOW)
-        assert queries.load_deliveries(session, job_id) == (done, Delivery("b", "sr"))
-        assert queries.pending_deliveries(session, job_id) == (Delivery("b", "sr"),)
-    assert show(sessions, job_id)["deliveries"][0]["confirmed_by"] == "query"
-
-
-def deliver_sr(sessions: Sessions, job_id: int, sop_instance_uid: str) -> None:
+def write_sr(sessions: Sessions, job_id: int, sop_instance_uid: str, *destinations: str) -> tuple[int, ...]:
+    """Give a job an SR and open its dispatches."""
     result = StoredResult("sr", SR_CLASS, sop_instance_uid, "1.2", "key", "0" * 64)
     with sessions.begin() as session:
         queries.save_results(session, job_id, [result], NOW)
-        queries.open_deliveries(session, job_id, ["a"], ["sr"], NOW)
+        return queries.open_dispatches(session, job_id, destinations, NOW)
+
+
+def claim_dispatch(sessions: Sessions, dispatch_id: int, token: str = "me") -> queries.DispatchFacts | None:
+    with sessions.begin() as session:
+        return queries.claim_dispatch(session, dispatch_id, token, NOW, LEASE)
+
+
+def make_written_job(sessions: Sessions, *destinations: str, study: str = "1") -> tuple[int, tuple[int, ...]]:
+    job_id = make_complete_job(sessions, study)
+    move_to(sessions, job_id, "WRITTEN")
+    return job_id, write_sr(sessions, job_id, f"1.2.{study}", *destinations)
+
+
+def end_dispatch(sessions: Sessions, dispatch_id: int, state: PartState) -> str | None:
+    """Claim a dispatch of an SR and end it with its part in `state`."""
+    held = claim_dispatch(sessions, dispatch_id)
+    assert held is not None
+    with sessions.begin() as session:
+        done = Delivery(held.destination, "sr", state, "1.2.3", 0, "query" if state == "DELIVERED" else None)
+        queries.mark_delivery(session, held.job_id, done, NOW)
+        return queries.end_try(session, held, "me", Ending(NOW, NOW, f"why {held.destination}"), NOW)
+
+
+def test_dispatches_are_opened_once_and_the_last_to_end_ends_the_job(sessions: Sessions) -> None:
+    job_id, (first, second) = make_written_job(sessions, "a", "b")
+    assert end_dispatch(sessions, first, "DELIVERED") == "DELIVERED"
+    assert show(sessions, job_id)["state"] == "WRITTEN"
+    assert write_sr(sessions, job_id, "1.2.3", "a", "b") == (second,)
+    assert end_dispatch(sessions, second, "DELIVERED") == "DELIVERED"
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["failure"]) == ("DELIVERED", None)
+    assert {one["state"] for one in shown["deliveries"]} == {"DELIVERED"}
+
+
+def test_a_job_with_a_dead_letter_fails_when_the_others_have_ended(sessions: Sessions) -> None:
+    job_id, (first, second) = make_written_job(sessions, "a", "b")
+    assert end_dispatch(sessions, first, "FAILED") == "DEAD"
+    assert show(sessions, job_id)["state"] == "WRITTEN"
+    assert end_dispatch(sessions, second, "DELIVERED") == "DELIVERED"
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["outcome"], shown["failure"]) == ("FAILED", "FAILED", "why a")
+    with sessions.begin() as session:
+        (dead,) = queries.list_dispatches(session, queries.DispatchFilter(state="DEAD"))
+        assert (dead.destination, dead.failure) == ("a", "why a")
+        queries.replay_dispatch(session, dead.dispatch_id, NOW)
+    assert show(sessions, job_id)["state"] == "WRITTEN"
+    assert end_dispatch(sessions, first, "DELIVERED") == "DELIVERED"
+    assert show(sessions, job_id)["state"] == "DELIVERED"
+
+
+def test_two_dispatches_that_end_at_once_end_the_job(sessions: Sessions) -> None:
+    for number in range(10):
+        job_id, dispatches = make_written_job(sessions, "a", "b", "c", "d", study=str(number))
+        with ThreadPoolExecutor(4) as pool:
+            ended = list(pool.map(lambda number: end_dispatch(sessions, number, "DELIVERED"), dispatches))
+        assert ended == ["DELIVERED"] * 4
+        assert show(sessions, job_id)["state"] == "DELIVERED"
+
+
+def test_a_held_destination_is_neither_rung_for_nor_claimed_and_no_other_waits(sessions: Sessions) -> None:
+    _, (first, second) = make_written_job(sessions, "a", "b")
+    with sessions.begin() as session:
+        until = queries.hold_destination(session, "a", "nobody there", NOW)
+        assert queries.dispatches_to_ring(session, NOW, 10) == (second,)
+        assert queries.dispatches_to_ring(session, until, 10) == (first, second)
+    assert claim_dispatch(sessions, first) is None
+    with sessions.begin() as session:
+        queries.note_contact(session, "a", NOW)
+    assert claim_dispatch(sessions, first) is not None
+
+
+def test_a_report_ends_a_dispatch_that_nobody_works_on_and_leaves_one_that_somebody_does(sessions: Sessions) -> None:
+    job_id, (dispatch_id,) = make_written_job(sessions, "a")
+    held = claim_dispatch(sessions, dispatch_id)
+    assert held is not None
+    with sessions.begin() as session:
+        queries.mark_delivery(session, job_id, Delivery("a", "sr", "STORED", "1.2.3", 0), NOW)
+        queries.note_asked(session, dispatch_id, "2.25.1", NOW)
+    with sessions.begin() as session:
+        reported = queries.note_report(session, "2.25.1", ["1.2.3"], {}, NOW)
+        assert reported is not None and reported.state == "PENDING"
+        assert queries.is_answered(session, "2.25.1")
+    with sessions.begin() as session:
+        assert queries.end_try(session, held, "me", Ending(NOW, NOW, ""), NOW) == "DELIVERED"
+    assert show(sessions, job_id)["deliveries"][0]["confirmed_by"] == "commitment"
+
+
+def deliver_sr(sessions: Sessions, job_id: int, sop_instance_uid: str) -> None:
+    write_sr(sessions, job_id, sop_instance_uid, "a")
+    with sessions.begin() as session:
         queries.mark_delivery(session, job_id, Delivery("a", "sr", "DELIVERED", sop_instance_uid, 0, "query"), NOW)
 
 
@@ -537,7 +622,7 @@ def test_the_predecessor_is_named_in_every_class_that_archives_took(sessions: Se
     preferred = replace(comprehensive, sop_class_uid=SR_CLASS, sop_instance_uid="1.2.2")
     with sessions.begin() as session:
         queries.save_results(session, job_id, [comprehensive, preferred], NOW)
-        queries.open_deliveries(session, job_id, ["a", "b", "c"], ["sr"], NOW)
+        queries.open_dispatches(session, job_id, ["a", "b", "c"], NOW)
         assert queries.accepted_sr_class(session, "a") is None
         for name, uid in (("a", "1.2.1"), ("b", "1.2.2"), ("c", "1.2.1")):
             queries.mark_delivery(session, job_id, Delivery(name, "sr", "DELIVERED", uid, 0, "query"), NOW)
@@ -612,16 +697,17 @@ def test_a_failed_job_is_taken_up_from_the_step_that_failed(sessions: Sessions) 
         assert queries.retry_job(session, job_id, NOW) == "GROUNDED"
         result = StoredResult("sr", SR_CLASS, "1.2.3", "1.2", "key", "0" * 64)
         queries.save_results(session, job_id, [result], NOW)
-        queries.open_deliveries(session, job_id, ["a"], ["sr"], NOW)
-        queries.mark_delivery(session, job_id, Delivery("a", "sr", "FAILED", status=0xC000), NOW)
     claim(sessions, job_id, "GROUNDED")
     with sessions.begin() as session:
         queries.advance(session, job_id, "me", "GROUNDED", "WRITTEN", NOW)
-    fail(sessions, job_id, "WRITTEN")
+        (dispatch_id,) = queries.open_dispatches(session, job_id, ["a"], NOW)
+    assert end_dispatch(sessions, dispatch_id, "FAILED") == "DEAD"
+    assert show(sessions, job_id)["state"] == "FAILED"
     with sessions.begin() as session:
         assert queries.retry_job(session, job_id, NOW) == "WRITTEN"
         assert [d.state for d in queries.load_deliveries(session, job_id)] == ["PENDING"]
-        assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "WRITTEN"),)
+        assert queries.undispatched_jobs(session, NOW, 10) == (job_id,)
+        assert queries.dispatches_to_ring(session, NOW, 10) == (dispatch_id,)
 
 
 def test_a_retried_delivery_has_the_outcome_that_grounding_gave_it(sessions: Sessions) -> None:

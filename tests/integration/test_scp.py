@@ -485,6 +485,8 @@ def test_a_database_that_is_locked_is_out_of_resources(node: Node) -> None:
     with patient.begin() as session:
         session.execute(text("SELECT 1"))  # takes the write lock
         assert send(node, make_cxr_dataset()) == [REFUSED_RESOURCES]
+        assert propose(node).is_rejected  # and nobody is let in meanwhile
+    wait_until(lambda: echoes_quietly(node), "the receiver to take in again")
     assert send(node, make_cxr_dataset()) == [SUCCESS]
     impatient.dispose()
 

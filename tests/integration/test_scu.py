@@ -1,15 +1,20 @@
-"""Sending results to an archive: what it takes, what it refuses, and what counts as delivered."""
+"""Associations with an archive: what may be asked of it, what it answers, and that nobody is waited for for ever."""
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from dicom_node.config import DestinationSettings
-from dicom_node.errors import PermanentError, TransientError
-from dicom_node.scu import Candidate, Part, Sent, delivery_verdict, echo, prefer, send_parts
+from dicom_node.errors import AbsentError, TransientError
+from dicom_node.scu import STUDY_ROOT_FIND, Archive, Candidate, Part, connect, echo, prefer
+from tests.acceptance.peers import wait_until
 from tests.builders import decode, make_report_dataset, write
 from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakePacs
 
@@ -46,121 +51,99 @@ def make_destination(pacs: FakePacs, **changes: object) -> DestinationSettings:
     return DestinationSettings.model_validate(values | changes)
 
 
-def send(pacs: FakePacs, parts: tuple[Part, ...], **changes: object) -> tuple[Sent, ...]:
-    return send_parts(make_destination(pacs, **changes), parts, make_report_dataset().StudyInstanceUID, "KNOWMVG")
+@contextmanager
+def connected(pacs: FakePacs, *classes: str, **changes: object) -> Iterator[Archive]:
+    with connect(make_destination(pacs, **changes), classes or CLASSES, "KNOWMVG") as archive:
+        yield archive
+
+
+CLASSES = (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, STUDY_ROOT_FIND)
+
+
+def test_archive_gets_the_dataset_as_written_and_shows_it(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    candidate = parts[0].candidates[1]
+    study = make_report_dataset().StudyInstanceUID
+    with connected(pacs) as archive:
+        assert archive.find(study, candidate) is False
+        assert archive.store(candidate) == 0x0000
+        assert archive.find(study, candidate) is True
+    assert pacs.datasets[candidate.sop_instance_uid] == decode(candidate.path.read_bytes())
+    assert not archive.is_open
+
+
+def test_only_what_the_archive_accepts_is_accepted(parts: tuple[Part, ...]) -> None:
+    with FakePacs(classes=(GSPS_STORAGE,)) as pacs, connected(pacs) as archive:
+        assert [archive.accepts(uid) for uid in CLASSES] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("find_status", "found"), [(0xC001, None), (0xA900, None), (0xA700, False)])
+def test_query_that_is_refused_or_cannot_be_answered_now(
+    pacs: FakePacs, parts: tuple[Part, ...], find_status: int, found: bool | None
+) -> None:
+    pacs.find_status = find_status
+    with connected(pacs) as archive:
+        assert archive.find("1.2", parts[0].candidates[0]) is found
+
+
+def test_nothing_is_answered_on_an_association_that_is_gone(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
+    pacs.misbehave = lambda event: event.assoc.abort()  # type: ignore[func-returns-value]
+    with connected(pacs) as archive:
+        assert archive.store(parts[0].candidates[1]) is None
+        assert archive.store(parts[1].candidates[0]) is None
+        assert archive.find("1.2", parts[0].candidates[0]) is False
+        assert archive.ask_commitment("1.2.3", [("1.2", "1.3")]) is None
+        assert not archive.is_open
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"),
-    [
-        (0x0000, "delivered"),
-        (0xB000, "delivered"),
-        (0xB007, "delivered"),
-        (0xA700, "transient"),
-        (0xA7FF, "transient"),
-        (None, "transient"),
-        (0xA900, "permanent"),
-        (0xC000, "permanent"),
-        (0x0124, "permanent"),
-    ],
+    "answer", [b"", b"\x02\x00\x00\x00\x7f\xff\xff\xff", b"\x02\x00\x00\x00\x00\x40\x00", b"HTTP/1.1 400\r\n"]
 )
-def test_delivery_verdict(status: int | None, verdict: str) -> None:
-    assert delivery_verdict(status) == verdict
+def test_who_answers_nothing_or_half_a_pdu_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    threads = threading.active_count()
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+                with suppress(OSError):
+                    connection.settimeout(5)
+                    connection.recv(65536)
 
-def test_archive_gets_one_sr_of_the_preferred_class_and_the_presentation_state(
-    pacs: FakePacs, parts: tuple[Part, ...]
-) -> None:
-    sent = send(pacs, parts)
-    assert [one.error for one in sent] == [None, None]
-    assert [one.confirmed_by for one in sent] == ["query", "query"]
-    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_3D_SR]
-    assert pacs.stores == {one.sop_instance_uid: 1 for one in sent}
-
-
-def test_archive_gets_the_dataset_as_written(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    send(pacs, parts)
-    candidate = parts[0].candidates[1]
-    assert pacs.datasets[candidate.sop_instance_uid] == decode(candidate.path.read_bytes())
-
-
-def test_archive_without_3d_gets_comprehensive(parts: tuple[Part, ...]) -> None:
-    with FakePacs(classes=(COMPREHENSIVE_SR, GSPS_STORAGE)) as pacs:
-        sent = send(pacs, parts)
-    assert sent[0].sop_instance_uid == parts[0].candidates[0].sop_instance_uid
-    assert sent[0].error is None
-
-
-def test_archive_that_refuses_both_sr_classes_fails_for_good_and_still_gets_the_rest(parts: tuple[Part, ...]) -> None:
-    with FakePacs(classes=(GSPS_STORAGE,)) as pacs:
-        sr, gsps = send(pacs, parts)
-    assert isinstance(sr.error, PermanentError)
-    assert "sr_class" in str(sr.error)
-    assert gsps.error is None
-
-
-@pytest.mark.parametrize(("status", "kind"), [(0xA700, TransientError), (0xC000, PermanentError)])
-def test_refused_store_is_an_error_of_the_right_kind(
-    pacs: FakePacs, parts: tuple[Part, ...], status: int, kind: type[Exception]
-) -> None:
-    pacs.status = status
-    sent = send(pacs, parts)
-    assert all(isinstance(one.error, kind) and one.status == status and one.confirmed_by is None for one in sent)
-
-
-def test_warning_counts_as_delivered(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.status = 0xB000
-    assert all(one.error is None and one.status == 0xB000 for one in send(pacs, parts))
-
-
-def test_stored_but_not_found_is_tried_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.shows = False
-    assert all(isinstance(one.error, TransientError) for one in send(pacs, parts))
-
-
-def test_archive_without_queries_confirms_by_its_store_status(parts: tuple[Part, ...]) -> None:
-    pacs = FakePacs()
-    pacs.queryable = False
-    with pacs:
-        assert [one.confirmed_by for one in send(pacs, parts)] == ["store", "store"]
-
-
-def test_archive_that_refuses_the_query_confirms_by_its_store_status(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.find_status = 0xC001  # unable to process
-    assert [one.confirmed_by for one in send(pacs, parts)] == ["store", "store"]
-
-
-def test_archive_that_cannot_answer_the_query_now_is_asked_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.find_status = 0xA700  # out of resources
-    assert all(isinstance(one.error, TransientError) for one in send(pacs, parts))
-
-
-def test_without_commitment_no_query_is_made(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.shows = False
-    assert [one.confirmed_by for one in send(pacs, parts, commitment=False)] == ["store", "store"]
+        thread = threading.Thread(target=serve)
+        thread.start()
+        destination = DestinationSettings(name="a", ae_title="A", host="127.0.0.1", port=server.getsockname()[1])
+        began = time.monotonic()
+        with pytest.raises(AbsentError), connect(destination, CLASSES, "KNOWMVG"):
+            pass
+        assert time.monotonic() - began < 20
+        thread.join()
+    wait_until(lambda: threading.active_count() <= threads, "the threads of the association to end")
 
 
 def test_archive_that_is_down_is_tried_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
     pacs.stop()
-    with pytest.raises(TransientError, match="cannot be reached"):
-        send(pacs, parts)
+    with pytest.raises(AbsentError, match="cannot be reached"), connected(pacs):
+        pass
 
 
 def test_archive_with_another_ae_title_is_named(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    with pytest.raises(TransientError, match=r"rejected the association.*KNOWMVG"):
-        send(pacs, parts, ae_title="OTHER")
+    with pytest.raises(AbsentError, match=r"rejected the association.*KNOWMVG"), connected(pacs, ae_title="OTHER"):
+        pass
 
 
 def test_host_that_does_not_exist_is_tried_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    with pytest.raises(TransientError, match="cannot be reached"):
-        send(pacs, parts, host="nowhere.invalid")
+    with pytest.raises(AbsentError, match="cannot be reached"), connected(pacs, host="nowhere.invalid"):
+        pass
 
 
 def test_archive_that_accepts_none_of_the_classes_is_said_so(parts: tuple[Part, ...]) -> None:
     pacs = FakePacs(classes=())
     pacs.queryable = False
-    with pacs, pytest.raises(TransientError, match="none of the SOP classes"):
-        send(pacs, parts)
+    with pacs, pytest.raises(AbsentError, match="none of the SOP classes"), connected(pacs):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -181,30 +164,6 @@ def test_an_archive_may_be_given_what_its_sr_class_says(
         preferred = [one.sop_class_uid for one in prefer(parts[0], destination, accepted).candidates]
         assert sorted(preferred) == sorted(classes)
         assert preferred[0] == (accepted if accepted in classes else classes[0])
-
-
-@pytest.mark.parametrize("status", [0x0122, 0xA900, 0xC000, 0x0110])
-def test_archive_that_accepts_3d_but_refuses_to_store_it_gets_comprehensive(
-    parts: tuple[Part, ...], status: int
-) -> None:
-    with FakePacs() as pacs:
-        pacs.refused = {COMPREHENSIVE_3D_SR: status}
-        sr, gsps = send(pacs, parts)
-    assert (sr.error, sr.status, sr.sop_instance_uid) == (None, 0, parts[0].candidates[0].sop_instance_uid)
-    assert gsps.error is None
-
-
-def test_class_that_was_taken_last_is_tried_first(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    destination, study = make_destination(pacs), make_report_dataset().StudyInstanceUID
-    send_parts(destination, parts, study, "KNOWMVG", COMPREHENSIVE_SR)
-    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_SR]
-
-
-def test_archive_that_is_full_is_not_tried_with_the_other_class(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
-    pacs.refused = {COMPREHENSIVE_3D_SR: 0xA700}
-    sr, _ = send(pacs, parts)
-    assert isinstance(sr.error, TransientError)
-    assert pacs.structured_reports() == []
 
 
 def test_echo(pacs: FakePacs) -> None:

@@ -14,8 +14,8 @@ from pydicom.uid import UID
 from sqlalchemy import Table
 
 from dicom_node.config import DestinationSettings, PeerSettings, Section, Settings
+from dicom_node.delivery import DELIVERY
 from dicom_node.scp import STORAGE_CLASSES, STORE_STATUS
-from dicom_node.scu import DELIVERY
 from dicom_node.tables import Base
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def test_every_sop_class_that_is_received_is_in_the_conformance_statement(uid: s
 
 
 def test_every_status_is_in_the_conformance_statement() -> None:
-    statuses = {code for _, code in STORE_STATUS} | {codes[0] for codes, _ in DELIVERY} | {0xC211}
+    statuses = {code for _, code in STORE_STATUS} | {meaning.statuses[0] for meaning in DELIVERY} | {0xC211}
     assert [f"0x{code:04X}" for code in sorted(statuses) if f"0x{code:04X}" not in CONFORMANCE] == []
 
 

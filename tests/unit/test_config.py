@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy.engine import make_url
 
-from dicom_node.config import MASK, Settings, load_settings, masked, parse_bytes
+from dicom_node.config import MASK, Settings, load_settings, mask_url, masked
+from dicom_node.config.values import parse_bytes
 from dicom_node.errors import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,7 +110,15 @@ def test_relative_paths_belong_to_the_file_and_absolute_ones_stay(load: Load, tm
         ({"receiver": {"max_associations": 0}}, "receiver.max_associations", "greater than or equal to 1"),
         ({"receiver": {"min_free_bytes": "1 gigabyte"}}, "receiver.min_free_bytes", "500MiB or 1GiB"),
         ({"receiver": {"min_free_bytes": -1}}, "receiver.min_free_bytes", "greater than or equal to 0"),
-        ({"receiver": {"tls": {"cert": "x"}}}, "receiver.tls", "TLS is not available in this version"),
+        ({"receiver": {"tls": {"cert": "x"}}}, "receiver.tls.cert", "allowed here: certificate, key, ca"),
+        ({"receiver": {"tls": {"certificate": "x", "key": "y"}}}, "receiver.tls", "ca is needed"),
+        (
+            {"receiver": {"peers": [{"ae_title": "A", "address": "a", "certificate": "sha256:12"}]}},
+            "receiver.peers.0.certificate",
+            "sha256:<64 hexadecimal digits> or name:",
+        ),
+        ({"audit": {"syslog": "udp://a"}}, "audit.syslog", "syslog+tls://host:6514"),
+        ({"audit": {"syslog": "syslog+tls://a"}}, "audit", "tls.ca is needed"),
         ({"receiver": {"peers": [{"ae_title": "A"}]}}, "receiver.peers.0.address", "required"),
         ({"assembly": {"quiet_period_s": -1}}, "assembly.quiet_period_s", "greater than or equal to 0"),
         ({"assembly": {"quiet_period_s": 60, "max_age_s": 5}}, "assembly", "must not be shorter than quiet_period_s"),
@@ -214,3 +224,49 @@ def test_passwords_are_masked(load: Load) -> None:
 def test_masked_settings_can_be_loaded_again(load: Load) -> None:
     settings = load({"destinations": [DESTINATION], "receiver": {"any": True}})
     assert load(masked(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://u:p%40ss@h:5432/db", f"postgresql+psycopg://u:{MASK}@h:5432/db"),
+        ("redis://:secret@h:6379/0", f"redis://:{MASK}@h:6379/0"),
+        ("postgresql+psycopg://h/db?password=secret&x=1", f"postgresql+psycopg://h/db?password={MASK}&x=1"),
+        ("sqlite:////srv/a:b@c.db", "sqlite:////srv/a:b@c.db"),
+        ("embedded", "embedded"),
+    ],
+)
+def test_no_password_is_shown(url: str, shown: str) -> None:
+    assert mask_url(url) == shown
+
+
+def test_passwords_come_from_files(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "db").write_text("p@ss/word\n")
+    (tmp_path / "broker").write_text("other")
+    settings = load(
+        {
+            "database": {"url": "postgresql://me@db.example/jobs", "password_file": "db"},
+            "broker": {"url": "redis://queue:6379/0", "password_file": str(tmp_path / "broker")},
+        }
+    )
+    assert make_url(settings.database.url).password == "p@ss/word"
+    assert settings.broker.url == "redis://:other@queue:6379/0"
+    shown = str(masked(settings))
+    assert "p@ss" not in shown and "p%40ss" not in shown and "other" not in shown
+
+
+def test_a_password_file_that_is_missing_is_named(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="nowhere cannot be read"):
+        load({"database": {"url": "postgresql://me@db/jobs", "password_file": "nowhere"}})
+
+
+def test_files_of_certificates_belong_to_the_file(load: Load, tmp_path: Path) -> None:
+    tls = {"ca": "ca.pem"}
+    settings = load({"destinations": [DESTINATION | {"tls": tls}], "receiver": {"peers": [
+        {"ae_title": "A", "address": "a", "tls": tls, "certificate": "sha256:" + "AB:" * 31 + "AB"}
+    ]}})  # fmt: skip
+    assert settings.destinations[0].tls is not None
+    assert settings.destinations[0].tls.ca == tmp_path / "ca.pem"
+    (peer,) = settings.receiver.peers
+    assert peer.tls is not None and peer.tls.ca == tmp_path / "ca.pem"
+    assert peer.certificate == "sha256:" + "ab" * 32

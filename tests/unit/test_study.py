@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from dicom_node.config import AssemblySettings
 from dicom_node.instance import Instance
 from dicom_node.study import (
-    DELIVERY_PATIENCE,
     END_STATES,
     LONGEST_PAUSE,
     MAX_ATTEMPTS,
     NEXT,
+    SPREAD,
+    STEP_PATIENCE,
     WORKING_STATES,
     Complete,
     JobFacts,
@@ -27,6 +28,7 @@ from dicom_node.study import (
     completion,
     look_again_at,
     may_retry,
+    quarantine_reason,
 )
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -40,7 +42,7 @@ DOSE = replace(REPORT, title=("113701", "DCM"))
 def make_job(first_s: float = 0, last_s: float = 0, state: State = "RECEIVING", attempts: int = 0) -> JobFacts:
     """Return a job whose first and last instance came so many seconds after NOW."""
     first, last = NOW + timedelta(seconds=first_s), NOW + timedelta(seconds=last_s)
-    return JobFacts(1, "1", 1, state, attempts, first, last, NOW, first, None, None, None, {})
+    return JobFacts(1, "1", 1, state, attempts, 0, first, last, NOW, first, None, None, None, {})
 
 
 def at(seconds: float) -> datetime:
@@ -122,10 +124,26 @@ def test_no_pause_is_longer_than_the_longest(attempts: int) -> None:
     assert timedelta() < backoff(attempts) <= backoff(attempts + 1) <= LONGEST_PAUSE
 
 
-def test_grounding_and_writing_are_tried_a_few_times_deliveries_for_days() -> None:
+@given(st.integers(1, 30), st.text(min_size=1, max_size=8))
+def test_pauses_are_spread_the_same_way_each_time(attempts: int, key: str) -> None:
+    pause = backoff(attempts, key)
+    assert pause == backoff(attempts, key)
+    assert abs(pause / backoff(attempts) - 1) <= SPREAD + 1e-6
+
+
+def test_pauses_of_many_are_spread() -> None:
+    pauses = [backoff(5, f"dispatch {number}") for number in range(200)]
+    assert max(pauses) - min(pauses) > backoff(5) * 0.4
+
+
+def test_bugs_are_tried_a_few_times_and_what_is_away_for_a_day() -> None:
     for state in ("COMPLETE", "GROUNDED"):
-        assert may_retry(make_job(state=state, attempts=MAX_ATTEMPTS - 1), at(10**7))
-        assert not may_retry(make_job(state=state, attempts=MAX_ATTEMPTS), NOW)
-    delivery = make_job(state="WRITTEN", attempts=10**4)
-    assert may_retry(delivery, NOW + timedelta(days=4))
-    assert not may_retry(delivery, NOW + DELIVERY_PATIENCE)
+        assert may_retry(make_job(state=state, attempts=MAX_ATTEMPTS - 1), at(10**7), foreseen=False)
+        assert not may_retry(make_job(state=state, attempts=MAX_ATTEMPTS), NOW, foreseen=False)
+        waiting = make_job(state=state, attempts=10**4)
+        assert may_retry(waiting, NOW + timedelta(hours=23), foreseen=True)
+        assert not may_retry(waiting, NOW + STEP_PATIENCE, foreseen=True)
+
+
+def test_work_is_set_aside_after_three_deaths() -> None:
+    assert [quarantine_reason("x", deaths) is None for deaths in range(5)] == [True, True, True, False, False]

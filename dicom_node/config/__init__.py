@@ -1,0 +1,52 @@
+"""Settings: built-in defaults, overlaid by a YAML file, overlaid by environment variables KNOWMVG__SECTION__KEY.
+
+Everything is checked at once, here and nowhere else; every fault is reported with its path in the file. Relative paths
+are relative to the folder of the configuration file (or the working folder without one).
+"""
+
+from dicom_node.config.loading import DEFAULT_FILE, ENVIRONMENT_PREFIX, MASK, load_settings, mask_url, masked
+from dicom_node.config.sections import (
+    AssemblySettings,
+    AuditSettings,
+    BrokerSettings,
+    ClientTlsSettings,
+    ConsoleSettings,
+    DatabaseSettings,
+    DestinationSettings,
+    ModelSettings,
+    NodeSettings,
+    PeerSettings,
+    ReceiverSettings,
+    ResultsSettings,
+    RetentionSettings,
+    Section,
+    ServerTlsSettings,
+    Settings,
+    StorageSettings,
+)
+
+__all__ = [
+    "DEFAULT_FILE",
+    "ENVIRONMENT_PREFIX",
+    "MASK",
+    "AssemblySettings",
+    "AuditSettings",
+    "BrokerSettings",
+    "ClientTlsSettings",
+    "ConsoleSettings",
+    "DatabaseSettings",
+    "DestinationSettings",
+    "ModelSettings",
+    "NodeSettings",
+    "PeerSettings",
+    "ReceiverSettings",
+    "ResultsSettings",
+    "RetentionSettings",
+    "Section",
+    "ServerTlsSettings",
+    "Settings",
+    "StorageSettings",
+    "load_settings",
+    "mask_url",
+    "masked",
+]

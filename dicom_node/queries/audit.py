@@ -1,0 +1,120 @@
+"""Audit events as rows: noted in the transaction of what they tell, and marked when a collector was sent them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node.audit import AuditEvent, Kind
+from dicom_node.clock import Clock
+from dicom_node.instance import Instance
+from dicom_node.logs import log_event
+from dicom_node.tables import AuditRow, ResultRow, StudyRow
+
+logger = logging.getLogger(__name__)
+
+ASSOCIATION_PAUSE = timedelta(minutes=1)
+"""After so long without another instance the message on what an association brought is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """An event as it is kept: `process` is the role that noted it, as `receiver`."""
+
+    audit_id: int
+    at: datetime
+    process: str
+    event: AuditEvent
+    sent_at: datetime | None
+
+
+def note_audit(session: Session, event: AuditEvent, process: str, now: datetime) -> None:
+    """Keep an event."""
+    session.add(AuditRow(at=now, due_at=now, kind=event.kind, process=process, event=event.to_json()))
+
+
+def note_process(sessions: sessionmaker[Session], clock: Clock, process: str, kind: Kind) -> None:
+    """Keep that a process starts or stops; a database that is away then is no reason not to."""
+    try:
+        with sessions.begin() as session:
+            note_audit(session, AuditEvent(kind), process[:32], clock())
+    except (DBAPIError, PoolTimeoutError) as error:
+        log_event(logger, "audit event not kept", level=logging.WARNING, kind=kind, reason=type(error).__name__)
+
+
+def note_received(
+    session: Session, association: str, instance: Instance, calling_ae_title: str, address: str, now: datetime
+) -> None:
+    """Keep that an instance came by an association: one event for each study that it brings, which counts them."""
+    study = instance.study_instance_uid
+    key = f"{association[:40]} {hashlib.sha256(study.encode()).hexdigest()[:16]}"
+    row = session.scalar(select(AuditRow).where(AuditRow.association == key))
+    if row is None:
+        event = AuditEvent(
+            "instances received", actor=calling_ae_title, actor_address=address, study_instance_uid=study,
+            patient_id=instance.patient_id,
+        )  # fmt: skip
+        row = AuditRow(at=now, kind=event.kind, process="receiver", association=key, event=event.to_json())
+        session.add(row)
+    event = AuditEvent.from_json(row.event)
+    counts = Counter(event.sop_classes) + Counter([instance.sop_class_uid])
+    row.event = replace(event, sop_classes=dict(counts)).to_json()
+    row.due_at = now + ASSOCIATION_PAUSE
+
+
+def note_export(
+    session: Session, study_instance_uid: str, destination: str, sop_instance_uids: Sequence[str], now: datetime
+) -> None:
+    """Keep that a destination confirmed that it has these results."""
+    classes = session.scalars(select(ResultRow.sop_class_uid).where(ResultRow.sop_instance_uid.in_(sop_instance_uids)))
+    event = about_study(session, "results exported", study_instance_uid)
+    note_audit(session, replace(event, peer=destination, sop_classes=dict(Counter(classes))), "worker", now)
+
+
+def about_study(session: Session, kind: Kind, study_instance_uid: str) -> AuditEvent:
+    """Return an event of `kind` about a study of which the node knows the patient."""
+    patient = session.scalar(select(StudyRow.patient_id).where(StudyRow.study_instance_uid == study_instance_uid))
+    return AuditEvent(kind, study_instance_uid=study_instance_uid, patient_id=patient or "")
+
+
+def unsent_audit(session: Session, now: datetime, limit: int) -> tuple[AuditEntry, ...]:
+    """Return what no collector was sent yet, the oldest first."""
+    statement = (
+        select(AuditRow).where(AuditRow.sent_at.is_(None), AuditRow.due_at <= now).order_by(AuditRow.id).limit(limit)
+    )
+    return tuple(map(_entry, session.scalars(statement)))
+
+
+def mark_audit(session: Session, audit_ids: Sequence[int], sent_at: datetime | None) -> None:
+    """Note when events were sent, or (None) that they are to be sent again."""
+    session.execute(update(AuditRow).where(AuditRow.id.in_(audit_ids)).values(sent_at=sent_at))
+
+
+def list_audit(
+    session: Session, limit: int, kind: str | None = None, since: datetime | None = None
+) -> tuple[AuditEntry, ...]:
+    """Return events, the latest first."""
+    statement = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
+    if kind is not None:
+        statement = statement.where(AuditRow.kind == kind)
+    if since is not None:
+        statement = statement.where(AuditRow.at >= since)
+    return tuple(map(_entry, session.scalars(statement)))
+
+
+def count_unsent_audit(session: Session) -> int:
+    """Return how many events wait for the collector."""
+    return session.scalar(select(func.count()).select_from(AuditRow).where(AuditRow.sent_at.is_(None))) or 0
+
+
+def _entry(row: AuditRow) -> AuditEntry:
+    return AuditEntry(row.id, row.at, row.process, AuditEvent.from_json(row.event), row.sent_at)

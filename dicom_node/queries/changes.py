@@ -1,0 +1,114 @@
+"""What administrators change: jobs are tried again or cancelled, dead letters replayed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from dicom_node.errors import NodeError
+from dicom_node.queries.dispatches import cancel_dispatches, reopen_dispatches
+from dicom_node.queries.jobs import OUTCOMES
+from dicom_node.queries.leases import NO_LEASE
+from dicom_node.study import END_STATES, State
+from dicom_node.tables import DispatchRow, EventRow, JobRow, ResultRow, StudyRow
+
+
+def retry_job(session: Session, job_id: int, now: datetime) -> State:
+    """Take an ended job up again from the step that failed (a delivered one: deliver again), and return its state.
+
+    Raises NodeError where there is nothing to retry.
+    """
+    job = _ended_job(session, job_id)
+    was_delivered = job.state == "DELIVERED"
+    state: State = "COMPLETE"
+    if session.scalar(select(ResultRow.part).where(ResultRow.job_id == job_id).limit(1)) is not None:
+        state = "WRITTEN"
+    elif job.model is not None:
+        state = "GROUNDED"
+    values: dict[str, Any] = {"state": state, "attempts": 0, "deaths": 0, "failure": None, **NO_LEASE}
+    values["outcome"] = None if state == "COMPLETE" else (job.selection or {}).get("outcome", job.outcome)
+    session.execute(
+        update(JobRow)
+        .where(JobRow.job_id == job_id)
+        .values(values | {"step_since": now, "due_at": now, "updated_at": now})
+    )
+    if state == "WRITTEN":
+        reopen_dispatches(session, job_id, now, all_parts=was_delivered)
+    _note(session, job, now, "retried by an administrator", f"from {state}")
+    return state
+
+
+def cancel_job(session: Session, job_id: int, now: datetime) -> None:
+    """End a job that is under way. Raises NodeError if there is none, or it has ended already."""
+    reason = f"cancelled by an administrator; `knowmvg jobs retry {job_id}` takes it up again"
+    cancelled = session.scalar(
+        update(JobRow)
+        .where(JobRow.job_id == job_id, JobRow.state.not_in(END_STATES))
+        .values(state="CANCELLED", outcome=OUTCOMES["CANCELLED"], failure=reason, step_since=now, updated_at=now)
+        .returning(JobRow.job_id)
+    )
+    job = session.get(JobRow, job_id)
+    if job is None:
+        raise NodeError(_unknown(job_id))
+    if cancelled is None:
+        raise NodeError(f"job {job_id} has ended already ({job.state}); there is nothing to cancel")
+    cancel_dispatches(session, [job_id], now)
+    _note(session, job, now, "job cancelled", reason)
+
+
+def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> None:
+    """Send a dead letter again; its job is WRITTEN again until all its dispatches have ended.
+
+    Raises NodeError where it is not dead, or belongs to a revision that another has replaced.
+    """
+    job_id = session.scalar(select(DispatchRow.job_id).where(DispatchRow.dispatch_id == dispatch_id))
+    if job_id is None:
+        raise NodeError(f"there is no delivery {dispatch_id}; `knowmvg deliveries` lists them")
+    job = session.scalars(select(JobRow).where(JobRow.job_id == job_id).with_for_update()).one()
+    dispatch = session.get_one(DispatchRow, dispatch_id)
+    if dispatch.state != "DEAD":
+        raise NodeError(f"delivery {dispatch_id} is {dispatch.state}, no dead letter; there is nothing to replay")
+    _refuse_replaced(session, job)
+    if job.state not in ("WRITTEN", "FAILED"):
+        raise NodeError(
+            f"delivery {dispatch_id} is of job {job_id}, which is {job.state}: `knowmvg jobs retry {job_id}`"
+        )
+    reopen_dispatches(session, job_id, now, all_parts=False, only=dispatch_id)
+    if job.state == "FAILED":
+        job.state, job.failure, job.step_since, job.due_at = "WRITTEN", None, now, now
+        job.outcome = (job.selection or {}).get("outcome", job.outcome)
+    job.updated_at = now
+    _note(session, job, now, "dead letter replayed", f"to {dispatch.destination}")
+
+
+def _ended_job(session: Session, job_id: int) -> JobRow:
+    """Return a job that may be retried, its row locked."""
+    job = session.scalar(select(JobRow).where(JobRow.job_id == job_id).with_for_update())
+    if job is None:
+        raise NodeError(_unknown(job_id))
+    if job.state not in END_STATES:
+        raise NodeError(f"job {job_id} is under way ({job.state}); there is nothing to retry")
+    _refuse_replaced(session, job)
+    return job
+
+
+def _refuse_replaced(session: Session, job: JobRow) -> None:
+    current = session.get_one(StudyRow, job.study_instance_uid).revision
+    if current != job.revision:
+        raise NodeError(
+            f"job {job.job_id} is of revision {job.revision}, but its study is at revision {current} by now; see "
+            f"`knowmvg jobs --study {job.study_instance_uid}`"
+        )
+
+
+def _unknown(job_id: int) -> str:
+    return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
+
+
+def _note(session: Session, job: JobRow, now: datetime, event: str, detail: str) -> None:
+    session.add(
+        EventRow(study_instance_uid=job.study_instance_uid, job_id=job.job_id, at=now, event=event, detail=detail)
+    )

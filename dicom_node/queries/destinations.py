@@ -1,0 +1,39 @@
+"""How destinations fare: one where nobody answers is held, so that what waits for it does not try in vain."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from dicom_node.queries.receiving import insert_or_ignore
+from dicom_node.study import backoff
+from dicom_node.tables import DestinationRow
+
+LONGEST_HOLD = timedelta(minutes=1)
+"""Between two looks at a destination that is away: nothing else waits for them."""
+
+
+def note_contact(session: Session, destination: str, now: datetime) -> None:
+    """Note that a destination answered: what was held for it goes on."""
+    _know(session, destination)
+    session.execute(
+        update(DestinationRow)
+        .where(DestinationRow.name == destination)
+        .values(failures=0, hold_until=None, last_contact_at=now)
+    )
+
+
+def hold_destination(session: Session, destination: str, error: str, now: datetime) -> datetime:
+    """Note that nobody answers at a destination, and hold its dispatches; return until when."""
+    _know(session, destination)
+    row = session.get_one(DestinationRow, destination, with_for_update=True)
+    row.failures += 1
+    row.last_error, row.last_error_at = error, now
+    row.hold_until = now + min(backoff(row.failures, destination), LONGEST_HOLD)
+    return row.hold_until
+
+
+def _know(session: Session, destination: str) -> None:
+    insert_or_ignore(session, DestinationRow, name=destination, failures=0)

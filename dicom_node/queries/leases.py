@@ -1,0 +1,53 @@
+"""Who works on a row: claims with a token and a lease, and what becomes of the rows of a worker that died.
+
+A row whose lease ran out, or whose holder is known to be dead, was left by a worker that died or hung: that is counted
+(`deaths`), so that work which kills its worker each time comes to an end.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.expression import case
+
+from dicom_node.tables import CommitmentRequestRow, DispatchRow, JobRow, Leased
+
+LEASED: tuple[type[Leased], ...] = (JobRow, DispatchRow, CommitmentRequestRow)
+
+NO_LEASE: dict[str, Any] = {"lease_token": None, "lease_until": None}
+"""Columns of a row that is given up."""
+
+
+def has_free_lease(row: type[Leased], now: datetime) -> ColumnElement[bool]:
+    """Say in SQL that nobody works on a row."""
+    return or_(row.lease_until.is_(None), row.lease_until <= now)
+
+
+def take(row: type[Leased], token: str, now: datetime, lease: timedelta) -> dict[str, Any]:
+    """Return the columns of a row that is claimed; `attempts` counts this try, `deaths` a holder that never ended."""
+    return {
+        "lease_token": token,
+        "lease_until": now + lease,
+        "attempts": row.attempts + 1,
+        "deaths": case((row.lease_token.is_not(None), row.deaths + 1), else_=row.deaths),
+        "updated_at": now,
+    }
+
+
+def lease_tokens(session: Session) -> tuple[str, ...]:
+    """Return the tokens of all leases, also of those that ran out."""
+    found = {token for row in LEASED for token in session.scalars(select(row.lease_token).distinct())}
+    return tuple(sorted(token for token in found if token is not None))
+
+
+def free_leases(session: Session, token: str, now: datetime) -> int:
+    """Give up the leases of a worker that is known to be dead; what it held is due at once. Returns how many."""
+    return sum(_free(session, row, token, now) for row in LEASED)
+
+
+def _free(session: Session, row: type[Leased], token: str, now: datetime) -> int:
+    statement = update(row).where(row.lease_token == token).values(**NO_LEASE, due_at=now, deaths=row.deaths + 1)
+    return len(session.execute(statement.returning(row.due_at)).all())
