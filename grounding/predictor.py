@@ -8,7 +8,7 @@ reach `ground`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -29,8 +29,18 @@ from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText
 
 Item = TypeVar("Item")
 
-ENCODE_AT_ONCE, READ_AT_ONCE, DECODE_AT_ONCE = 8, 64, 256
-"""Images, sentences and phrases of one batch, so that memory does not grow with studies and reports, but time does."""
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Images, sentences and phrases of one batch: memory does not grow with studies and reports, but time does."""
+
+    images: int = 8
+    sentences: int = 64
+    phrases: int = 256
+
+
+SMALLEST = Batches(1, 1, 4)
+"""Where memory is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,7 @@ class Predictor:
         self._processor = Processor(network.config, tokens, bank)
         self._bank = bank
         self._identity = identity
+        self._batches = Batches()
 
     @property
     def identity(self) -> ModelIdentity:
@@ -202,6 +213,18 @@ class Predictor:
         """
         return self._deciding(assume_shown=True)
 
+    def in_small_batches(self) -> Predictor:
+        """The same model, a picture and a few phrases at a time: slower, in the least memory."""
+        twin = copy(self)
+        twin._batches = SMALLEST
+        return twin
+
+    def on_cpu(self) -> Predictor:
+        """A copy of the model on the processor, in small batches."""
+        twin = self.in_small_batches()
+        twin._network = deepcopy(self._network).to("cpu")
+        return twin
+
     def _deciding(self, **changes: object) -> Predictor:
         twin = copy(self)
         twin._processor = self._processor.deciding(**changes)
@@ -217,7 +240,7 @@ class Predictor:
         """Features of all views of the images."""
         parts: list[SeenImages] = []
         blank: list[bool] = []
-        for some in batched(images, ENCODE_AT_ONCE):
+        for some in batched(images, self._batches.images):
             pixels = [self._processor.pixels(image).to(self.device) for image in some]
             blank += [not bool(one.any()) for one in pixels]
             views = [draw_views(one, self._processor.views) for one in pixels]
@@ -232,7 +255,7 @@ class Predictor:
         answers: list[list[Emission]] = []
         states: list[PhraseStates] = []
         made_up: list[int] = []
-        for some in batched(list(zip(texts, map(self._row, where), strict=True)), READ_AT_ONCE):
+        for some in batched(list(zip(texts, map(self._row, where), strict=True)), self._batches.sentences):
             part, rows = [text for text, _ in some], [row for _, row in some]
             used = sorted(set(rows))
             copied, seen = self._network.language.generate(
@@ -253,7 +276,7 @@ class Predictor:
         """States of phrases that are already decided, each text read on the row of `features` that `rows` names."""
         given = [(text, tokens, found) for (text, tokens), found in zip(texts, answers, strict=True)]
         states: list[PhraseStates] = []
-        for some in batched(list(zip(given, rows, strict=True)), READ_AT_ONCE):
+        for some in batched(list(zip(given, rows, strict=True)), self._batches.sentences):
             batch = to_device(self._processor.forced_batch([text for text, _ in some]), self.device)
             images = torch.tensor([row for _, row in some], device=self.device)
             read = self._network.language(features.tokens[images], batch.token_ids, batch.mask)
@@ -269,7 +292,7 @@ class Predictor:
             for i, phrase in enumerate(one.phrases) if not phrase.negated
         ]  # fmt: skip
         decoded: dict[tuple[int, int], tuple[DecodedBoxes, int]] = {}
-        for part in batched(wanted, DECODE_AT_ONCE):
+        for part in batched(wanted, self._batches.phrases):
             boxes = self._decode(pictures.features, [(asked[a], i) for a, i in part])
             decoded |= {place: (boxes, row) for row, place in enumerate(part)}
         return [

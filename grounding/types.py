@@ -27,6 +27,10 @@ class ModelError(Exception):
     """A model folder is missing, damaged or not what its configuration says; the text names the file and what to do."""
 
 
+class OutOfMemoryError(Exception):
+    """A study does not fit into memory, whatever was tried; the text says how large it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """Corners in pixels of the image as stored; (0, 0) is the outer corner of the first pixel (PS3.3 C.18.6.1.1)."""

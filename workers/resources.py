@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,9 +13,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import PermanentError
+from dicom_node.logs import log_event
 from dicom_node.scu import Connect
 from dicom_node.storage import FileStorage
 from grounding.types import Grounder, ModelError
+
+logger = logging.getLogger(__name__)
 
 LEASE = timedelta(minutes=5)
 """How long a step may take: it is not renewed. Rendering and grounding take seconds, a delivery at most a minute or so
@@ -68,5 +72,10 @@ class LazyGrounder:
         if self.path != "default" and not Path(self.path).is_dir():
             raise ModelError("there is no such folder")
         from grounding.checkpoint import load_predictor  # seconds and hundreds of MB, in this process only
+        from grounding.frugal import FrugalGrounder
 
-        return load_predictor(self.path, self.device)
+        return FrugalGrounder(load_predictor(self.path, self.device), _tell_memory)
+
+
+def _tell_memory(step: str) -> None:
+    log_event(logger, "memory is short", level=logging.WARNING, next_try=step)

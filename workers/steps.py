@@ -26,7 +26,7 @@ from dicom_node.file import read_dataset
 from dicom_node.header import DECODE_ERRORS
 from dicom_node.language import check_language
 from dicom_node.logs import log_event
-from dicom_node.orientation import ground_stored, read_orientation, tells_orientation
+from dicom_node.orientation import Orientation, ground_stored, read_orientation, tells_orientation
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_report
 from dicom_node.results.gsps import build_gsps
@@ -43,6 +43,7 @@ from dicom_node.results.values import (
 from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
+from grounding.types import Grounder, Grounding, Image, OutOfMemoryError
 from workers.deliver import open_dispatches
 from workers.resources import LEASE, RING_AGAIN, Resources
 
@@ -179,7 +180,7 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
     check_language(report)
     datasets = [_read_dataset(stored[uid], resources) for uid in selection.images]
     images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
-    grounding = ground_stored(resources.load_grounder(), images, orientations, report.to_report_text())
+    grounding = _ground(resources.load_grounder(), images, orientations, report)
     sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
     marks, _ = select_marks(
         grounding.findings, sizes, resources.settings.results.min_confidence, dict(enumerate(orientations))
@@ -195,6 +196,13 @@ def ground_study(job: JobFacts, resources: Resources) -> Done:
         save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
         detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes, {len(warnings)} warnings",
     )
+
+
+def _ground(grounder: Grounder, images: list[Image], orientations: list[Orientation], report: Report) -> Grounding:
+    try:
+        return ground_stored(grounder, images, orientations, report.to_report_text())
+    except OutOfMemoryError as error:
+        raise PermanentError(f"quarantined: {error}; then run `knowmvg jobs retry`") from error
 
 
 def _select(

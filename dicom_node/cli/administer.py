@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from dicom_node.cli.options import ConfigOption, JsonOption, describe_database_error, keep_private, refuse_absent_file
-from dicom_node.cli.terminal import print_json
+from dicom_node.cli.options import (
+    ConfigOption,
+    JsonOption,
+    describe_database_error,
+    keep_private,
+    open_sessions,
+    parse_since,
+    refuse_absent_file,
+)
+from dicom_node.cli.terminal import print_json, print_table
+from dicom_node.clock import utc_now
 from dicom_node.config import load_settings, masked
 from dicom_node.errors import NodeError
 
@@ -16,6 +27,7 @@ def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
     app.command()(check)
     app.command("config")(show_config)
+    app.command("audit")(show_audit)
     app.add_typer(db_app, name="db")
 
 
@@ -45,6 +57,33 @@ def show_config(config: ConfigOption = None) -> None:
     import yaml
 
     typer.echo(yaml.safe_dump(masked(load_settings(config)), sort_keys=False, allow_unicode=True), nl=False)
+
+
+def show_audit(
+    config: ConfigOption = None,
+    since: Annotated[str | None, typer.Option(metavar="T", help="Since then: 45m, 2h, 3d ago, or an ISO time.")] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many, the latest first.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List the audit trail, the latest first.
+
+    Who was refused, what came and went, what administrators did.
+    """
+    after = parse_since(since, utc_now()) if since else None
+    settings = load_settings(config)
+    from dicom_node.queries import list_audit
+
+    with open_sessions(settings).begin() as session:
+        entries = list_audit(session, limit, since=after)
+    if as_json:
+        print_json([entry.to_json() for entry in entries])
+        return
+    rows = [
+        [f"{entry.at:%Y-%m-%d %H:%M:%S}", entry.process, entry.event.kind, entry.event.actor or entry.event.peer,
+         entry.event.actor_address, entry.event.study_instance_uid, entry.event.reason]
+        for entry in entries
+    ]  # fmt: skip
+    print_table(("AT (UTC)", "PROCESS", "EVENT", "WHO", "FROM", "STUDY", "WHY"), rows)
 
 
 @db_app.command()

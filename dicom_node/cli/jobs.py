@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from typer.core import TyperGroup
 
+from dicom_node.cli.changing import audited_change
 from dicom_node.cli.findings import FINDING_COLUMNS, finding_rows
 from dicom_node.cli.options import ConfigOption, JsonOption, open_sessions, parse_since
 from dicom_node.cli.terminal import print_json, print_table, printable, printable_instant
 from dicom_node.clock import utc_now
-from dicom_node.config import Settings, load_settings
+from dicom_node.config import load_settings
 from dicom_node.errors import NodeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sqlalchemy.orm import Session
 
 
 class ListByDefault(TyperGroup):
@@ -117,7 +112,7 @@ def retry_command(
     settings = load_settings(config)
     from dicom_node.queries import retry_job
 
-    _change(job_ids, settings, retry_job, "will be tried again")
+    audited_change(settings, job_ids, retry_job, "job {} will be tried again", "retried job {}")
 
 
 @app.command("cancel")
@@ -129,29 +124,11 @@ def cancel_command(
     settings = load_settings(config)
     from dicom_node.queries import cancel_job
 
-    _change(job_ids, settings, cancel_job, "cancelled")
+    audited_change(settings, job_ids, cancel_job, "job {} cancelled", "cancelled job {}")
 
 
 def _unknown(job_id: int) -> str:
     return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
-
-
-def _change(
-    job_ids: list[int], settings: Settings, change: Callable[[Session, int, datetime], object], done: str
-) -> None:
-    """Apply `change` to each job in a transaction of its own; exit 1 if any refused it."""
-    sessions = open_sessions(settings)
-    refused = 0
-    for job_id in job_ids:
-        try:
-            with sessions.begin() as session:
-                change(session, job_id, utc_now())
-            typer.echo(f"job {job_id} {done}")
-        except NodeError as error:
-            refused += 1
-            typer.echo(f"knowmvg: {error}", err=True)
-    if refused:
-        raise typer.Exit(1)
 
 
 LIST_COLUMNS = ("JOB", "STATE", "OUTCOME", "REV", "TRIES", "UPDATED (UTC)", "STUDY", "WHY")
@@ -186,10 +163,25 @@ def _sections(job: dict[str, Any]) -> list[tuple[str, tuple[str, ...], list[list
         ("Findings", FINDING_COLUMNS, finding_rows(job["findings"])),
         ("Results", ("SOP CLASS", "SOP INSTANCE"), [[r["sop_class"], r["sop_instance_uid"]] for r in job["results"]]),
         (
-            "Deliveries",
-            ("DESTINATION", "STATE", "STATUS", "CONFIRMED BY", "SOP INSTANCE"),
+            "Destinations",
+            ("DELIVERY", "DESTINATION", "STATE", "TRIES", "AGAIN AT (UTC)", "WHY"),
             [
-                [d["destination"], d["state"], _status(d["status"]), d["confirmed_by"], d["sop_instance_uid"]]
+                [d["dispatch_id"], d["destination"], d["state"], d["attempts"], _when(d["again_at"]), d["failure"]]
+                for d in job["dispatches"]
+            ],
+        ),
+        (
+            "Deliveries",
+            ("DESTINATION", "STATE", "STATUS", "CONFIRMED BY", "SOP INSTANCE", "DETAIL"),
+            [
+                [
+                    d["destination"],
+                    d["state"],
+                    _status(d["status"]),
+                    d["confirmed_by"],
+                    d["sop_instance_uid"],
+                    d["detail"],
+                ]
                 for d in job["deliveries"]
             ],
         ),
@@ -212,6 +204,10 @@ def _revision_rows(job: dict[str, Any]) -> list[list[object]]:
 
 def _part(part: str | None) -> str | None:
     return part.partition(":")[0] if part else None
+
+
+def _when(instant: str | None) -> str | None:
+    return printable_instant(instant) if instant else None
 
 
 def _status(status: object) -> object:

@@ -61,8 +61,11 @@ def render_job(job: Job) -> str:
         _section("Results", ("SOP class", "SOP instance"), [
             (_text(result["sop_class"]), _text(result["sop_instance_uid"])) for result in job.get("results", ())
         ]),
-        _section("Deliveries", ("Destination", "State", "SOP instance", "Status", "Confirmed by"), [
+        _section("Deliveries", ("Destination", "State", "SOP instance", "Status", "Confirmed by", "Detail"), [
             _delivery_cells(delivery) for delivery in job.get("deliveries", ())
+        ]),
+        _section("Destinations", ("Delivery", "Destination", "State", "Tries", "Again at (UTC)", "Why"), [
+            _dispatch_cells(dispatch) for dispatch in job.get("dispatches", ())
         ]),
         _section("Revisions of the study", ("Revision", "Job", "State", "Results that archives hold"), [
             _revision_cells(revision) for revision in revisions if len(revisions) > 1
@@ -119,6 +122,17 @@ def _revision_cells(revision: Mapping[str, Any]) -> tuple[str, ...]:
     return _text(revision["revision"]), link, _state(revision["state"]), held or "-"
 
 
+def _dispatch_cells(dispatch: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        _text(dispatch["dispatch_id"]),
+        _text(dispatch["destination"]),
+        _state(dispatch["state"]),
+        _text(dispatch["attempts"]),
+        _time(dispatch["again_at"]) if dispatch["again_at"] else "-",
+        _text(dispatch["failure"]),
+    )
+
+
 def _delivery_cells(delivery: Mapping[str, Any]) -> tuple[str, ...]:
     status = delivery.get("status")
     return (
@@ -127,6 +141,7 @@ def _delivery_cells(delivery: Mapping[str, Any]) -> tuple[str, ...]:
         _text(delivery["sop_instance_uid"]),
         _text(f"0x{status:04X}" if isinstance(status, int) else status),
         _text(delivery["confirmed_by"]),
+        _text(delivery.get("detail")),
     )
 
 

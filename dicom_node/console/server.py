@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
@@ -28,7 +28,7 @@ from dicom_node.console.metrics import render_metrics
 from dicom_node.console.pages import STATES, render_error, render_job, render_jobs
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import JobFilter, count_jobs, list_jobs, show_job
+from dicom_node.queries import JobFilter, about_study, count_jobs, list_jobs, note_audit, show_job
 
 logger = logging.getLogger(__name__)
 
@@ -69,17 +69,17 @@ class Pages:
     sessions: sessionmaker[Session]
     clock: Clock
 
-    def answer(self, path: str, query: Mapping[str, str]) -> Answer:
-        """Return the response to GET `path`; raises RefusedError."""
+    def answer(self, path: str, query: Mapping[str, str], address: str = "") -> Answer:
+        """Return the response to GET `path` from `address`; raises RefusedError. Who looks at a study is audited."""
         match [part for part in path.split("/") if part]:
             case []:
                 return Answer(200, HTML, self._list_page(query))
             case ["jobs", job_id]:
-                return Answer(200, HTML, render_job(self._job(job_id)))
+                return Answer(200, HTML, render_job(self._job(job_id, address)))
             case ["api", "v1", "jobs"]:
                 return Answer(200, JSON, _encode(self._jobs(query)))
             case ["api", "v1", "jobs", job_id]:
-                return Answer(200, JSON, _encode(self._job(job_id)))
+                return Answer(200, JSON, _encode(self._job(job_id, address)))
             case ["healthz"]:
                 return Answer(200, TEXT, "ok\n")
             case ["readyz"]:
@@ -98,11 +98,13 @@ class Pages:
         with self.sessions() as session:
             return [job.to_json() for job in list_jobs(session, parse_filter(query))]
 
-    def _job(self, job_id: str) -> dict[str, Any]:
-        with self.sessions() as session:
+    def _job(self, job_id: str, address: str) -> dict[str, Any]:
+        with self.sessions.begin() as session:
             job = show_job(session, int(job_id)) if re.fullmatch(r"[0-9]{1,9}", job_id) else None
             if job is None:
                 raise RefusedError(404, f"there is no job {job_id}")
+            event = about_study(session, "study accessed", job.summary.study_instance_uid)
+            note_audit(session, replace(event, actor_address=address, reason=f"job {job_id}"), "console", self.clock())
             return job.to_json()
 
     def _readiness(self) -> Answer:
@@ -166,7 +168,7 @@ class RequestHandler(BaseHTTPRequestHandler):
         try:
             refuse_foreign_host(self.headers.get("Host", ""))
             query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=False).items()}
-            return self.server.pages.answer(url.path, query)
+            return self.server.pages.answer(url.path, query, str(self.client_address[0]))
         except RefusedError as error:
             return _refusal(url.path, error.status, str(error))
         except (DBAPIError, NodeError) as error:

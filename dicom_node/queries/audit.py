@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import DBAPIError
@@ -35,6 +36,11 @@ class AuditEntry:
     process: str
     event: AuditEvent
     sent_at: datetime | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry as `knowmvg audit --json` prints it; instants as ISO 8601 in UTC."""
+        instants = {"at": self.at.isoformat(), "sent_at": self.sent_at.isoformat() if self.sent_at else None}
+        return {"id": self.audit_id, "process": self.process, **instants, **self.event.to_json()}
 
 
 def note_audit(session: Session, event: AuditEvent, process: str, now: datetime) -> None:

@@ -16,8 +16,8 @@ from dicom_node.study import END_STATES, State
 from dicom_node.tables import DispatchRow, EventRow, JobRow, ResultRow, StudyRow
 
 
-def retry_job(session: Session, job_id: int, now: datetime) -> State:
-    """Take an ended job up again from the step that failed (a delivered one: deliver again), and return its state.
+def retry_job(session: Session, job_id: int, now: datetime) -> str:
+    """Take an ended job up again from the step that failed (a delivered one: deliver again); return its study.
 
     Raises NodeError where there is nothing to retry.
     """
@@ -38,11 +38,11 @@ def retry_job(session: Session, job_id: int, now: datetime) -> State:
     if state == "WRITTEN":
         reopen_dispatches(session, job_id, now, all_parts=was_delivered)
     _note(session, job, now, "retried by an administrator", f"from {state}")
-    return state
+    return job.study_instance_uid
 
 
-def cancel_job(session: Session, job_id: int, now: datetime) -> None:
-    """End a job that is under way. Raises NodeError if there is none, or it has ended already."""
+def cancel_job(session: Session, job_id: int, now: datetime) -> str:
+    """End a job that is under way, and return its study. Raises NodeError if there is none, or it has ended already."""
     reason = f"cancelled by an administrator; `knowmvg jobs retry {job_id}` takes it up again"
     cancelled = session.scalar(
         update(JobRow)
@@ -57,10 +57,11 @@ def cancel_job(session: Session, job_id: int, now: datetime) -> None:
         raise NodeError(f"job {job_id} has ended already ({job.state}); there is nothing to cancel")
     cancel_dispatches(session, [job_id], now)
     _note(session, job, now, "job cancelled", reason)
+    return job.study_instance_uid
 
 
-def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> None:
-    """Send a dead letter again; its job is WRITTEN again until all its dispatches have ended.
+def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> str:
+    """Send a dead letter again; its job is WRITTEN again until all its dispatches have ended. Return its study.
 
     Raises NodeError where it is not dead, or belongs to a revision that another has replaced.
     """
@@ -82,6 +83,7 @@ def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> None:
         job.outcome = (job.selection or {}).get("outcome", job.outcome)
     job.updated_at = now
     _note(session, job, now, "dead letter replayed", f"to {dispatch.destination}")
+    return job.study_instance_uid
 
 
 def _ended_job(session: Session, job_id: int) -> JobRow:

@@ -16,7 +16,7 @@ from dicom_node import queries
 from dicom_node.commitment import PUSH_MODEL, make_report
 from dicom_node.confirmation import take_report
 from dicom_node.errors import NodeError
-from dicom_node.queries.dispatches import LONGEST_HOLD
+from dicom_node.queries.destinations import LONGEST_HOLD
 from dicom_node.study import MAX_DEATHS
 from dicom_node.tables import CommitmentRow, DestinationRow, DispatchRow
 from tests.builders import decode, make_cxr_dataset, make_report_dataset

@@ -15,6 +15,7 @@ from dicom_node.config.values import parse_bytes
 from dicom_node.errors import SettingsError
 
 REPOSITORY = Path(__file__).parents[2]
+TLS = {"certificate": "a", "key": "b", "ca": "c"}
 DESTINATION: dict[str, Any] = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}
 
 Load = Callable[..., Settings]
@@ -110,7 +111,7 @@ def test_relative_paths_belong_to_the_file_and_absolute_ones_stay(load: Load, tm
         ({"receiver": {"max_associations": 0}}, "receiver.max_associations", "greater than or equal to 1"),
         ({"receiver": {"min_free_bytes": "1 gigabyte"}}, "receiver.min_free_bytes", "500MiB or 1GiB"),
         ({"receiver": {"min_free_bytes": -1}}, "receiver.min_free_bytes", "greater than or equal to 0"),
-        ({"receiver": {"tls": {"cert": "x"}}}, "receiver.tls.cert", "allowed here: certificate, key, ca"),
+        ({"receiver": {"tls": TLS | {"cert": "x"}}}, "receiver.tls.cert", "allowed here: certificate, key, ca"),
         ({"receiver": {"tls": {"certificate": "x", "key": "y"}}}, "receiver.tls", "ca is needed"),
         (
             {"receiver": {"peers": [{"ae_title": "A", "address": "a", "certificate": "sha256:12"}]}},

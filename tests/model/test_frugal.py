@@ -1,0 +1,94 @@
+"""Memory that runs out: smaller batches, then the processor, then the study is named. Bugs are not mistaken for it."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import pytest
+import torch
+
+from grounding.frugal import FrugalGrounder, is_out_of_memory
+from grounding.predictor import SMALLEST, Predictor
+from grounding.types import OutOfMemoryError, ReportText, Span
+from tests.model.networks import computing_in_double, make_predictor, tiny_image
+
+TEXT = "There is a small left effusion. The heart is enlarged."
+REPORT = ReportText(TEXT, (Span(0, 31), Span(32, 54)))
+
+CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+HOST = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried")
+
+
+class ShortOfMemory(Predictor):
+    """A predictor whose memory runs out: `fits` tells whether it does not. `where` stands for its device."""
+
+    def set_up(self, error: Exception, fits: Any, where: str) -> ShortOfMemory:
+        self.error, self.fits, self.where = error, fits, where
+        return self
+
+    def ground_many(self, studies: Any) -> Any:
+        if not self.fits(self):
+            raise self.error
+        return super().ground_many(studies)
+
+    def on_cpu(self) -> Predictor:
+        twin = copy(self)
+        twin.where, twin._batches = "cpu", SMALLEST
+        return twin
+
+
+class Grounder(FrugalGrounder):
+    """Asks a predictor that has no GPU as if it had the one it says."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._predictor.where)
+
+
+def make(error: Exception, fits: Any, device: str = "cpu") -> tuple[FrugalGrounder, list[str]]:
+    predictor = make_predictor()
+    predictor.__class__ = ShortOfMemory
+    assert isinstance(predictor, ShortOfMemory)
+    told: list[str] = []
+    return Grounder(predictor.set_up(error, fits, device), told.append), told
+
+
+@pytest.mark.parametrize("error", [CUDA, HOST, MemoryError()])
+def test_smaller_batches_are_tried_first(error: Exception) -> None:
+    grounder, told = make(error, lambda predictor: predictor._batches == SMALLEST, "cuda")
+    assert grounder.ground([tiny_image()], REPORT).model == grounder.identity
+    assert told == ["small batches"]
+
+
+def test_then_the_processor() -> None:
+    grounder, told = make(CUDA, lambda predictor: predictor.where == "cpu", "cuda")
+    grounder.ground([tiny_image()], REPORT)
+    assert told == ["small batches", "processor"]
+
+
+def test_then_the_study_is_named() -> None:
+    grounder, _ = make(HOST, lambda predictor: False)
+    with pytest.raises(OutOfMemoryError, match=r"images of \d+ x \d+; 2 sentences"):
+        grounder.ground([tiny_image()], REPORT)
+
+
+def test_a_bug_is_no_want_of_memory() -> None:
+    grounder, told = make(RuntimeError("shapes cannot be multiplied"), lambda predictor: False)
+    with pytest.raises(RuntimeError, match="multiplied"):
+        grounder.ground([tiny_image()], REPORT)
+    assert told == [] and not is_out_of_memory(ValueError("out of memory"))
+
+
+def test_small_batches_and_a_copy_on_the_processor_say_the_same() -> None:
+    predictor = make_predictor()
+    with computing_in_double(predictor):
+        whole = predictor.ground([tiny_image(), tiny_image(seed=1)], REPORT)
+        small = predictor.in_small_batches().ground([tiny_image(), tiny_image(seed=1)], REPORT)
+        copied = predictor.on_cpu().ground([tiny_image(), tiny_image(seed=1)], REPORT)
+    for other in (small, copied):
+        assert [one.phrase for one in other.findings] == [one.phrase for one in whole.findings]
+        for one, same in zip(other.findings, whole.findings, strict=True):
+            assert len(one.boxes) == len(same.boxes)
+            for box, twin in zip(one.boxes, same.boxes, strict=True):
+                assert box.box.xyxy == pytest.approx(twin.box.xyxy, abs=1e-6)
