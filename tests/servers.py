@@ -55,6 +55,63 @@ def run_postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Postgres:
+    """A PostgreSQL server that a test may kill and start again; skips the test where there is none installed."""
+
+    def __init__(self) -> None:
+        initdb, server = find_program("initdb"), find_program("postgres")
+        if initdb is None or server is None:
+            missing("PostgreSQL is not installed")
+        assert initdb is not None and server is not None
+        self.folder = Path(tempfile.mkdtemp(prefix="knowmvg-postgres-"))
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        arguments = ["-U", "tester", "-A", "trust", "-E", "UTF8", "--no-locale", "-N"]
+        _run([initdb, "-D", self.folder / "data", *arguments], self.folder)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        options = [f"-c{key}={value}" for key, value in {**SETTINGS, "port": str(self.port)}.items()]
+        self._command = _unprivileged([server, "-D", self.folder / "data", *options])
+        self.url = f"postgresql+psycopg://tester@127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait for an answer; the processes of one that was killed must be gone first."""
+        deadline = time.monotonic() + START_S
+        while True:
+            with (self.folder / "server.log").open("ab") as log:
+                self._process = subprocess.Popen(self._command, cwd=self.folder, stdout=log, stderr=log)
+            try:
+                _wait_for(f"{self.url.replace('+psycopg', '')}/postgres", self._process, self.folder / "server.log")
+                return
+            except RuntimeError:
+                self._process.kill()
+                self._process.wait()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def create(self, name: str) -> str:
+        """Make an empty database and return its URL."""
+        return create_database(self.url, name)
+
+    def run(self, statement: str) -> None:
+        """Execute a statement as the superuser, outside a transaction."""
+        with psycopg.connect(f"{self.url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it and remove its files."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(START_S)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
 def create_database(server_url: str, name: str) -> str:
     """Make an empty database and return its URL."""
     with psycopg.connect(f"{server_url.replace('+psycopg', '')}/postgres", autocommit=True) as connection:

@@ -243,8 +243,10 @@ class Node:
     def start(self) -> None:
         """Run the node and wait until it says that it is ready."""
         command = [*self.enter, sys.executable, "-m", "dicom_node.cli", "up", "--config", str(self.config)]
-        process = self.process = Process(command, self.folder / "node.log", ROOT)
-        wait_until(lambda: not process.runs or "is ready" in process.output(), "the node to be ready", READY_S)
+        log = self.folder / "node.log"
+        before = log.stat().st_size if log.exists() else 0
+        process = self.process = Process(command, log, ROOT)
+        wait_until(lambda: not process.runs or "is ready" in process.output()[before:], "the node to be ready", READY_S)
         assert process.runs, process.output()
 
     def stop(self) -> int:
