@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, pixel_array
 from pydicom.uid import UID
 
+from dicom_node.codestream import FrameSize, check_size
+from dicom_node.decoding import ITSELF, DecodingError, decode_apart
 from dicom_node.errors import NotApplicableError
 from dicom_node.grayscale import Values, apply_modality, apply_voi_lut, apply_window
 from dicom_node.header import DECODE_ERRORS, read_number, read_text, read_value
-from dicom_node.jpeg_extended import EXTENDED, FULL_PROGRESSION, SPECTRAL_SELECTION, decode_extended
+from dicom_node.jpeg_extended import EXTENDED, FULL_PROGRESSION, SPECTRAL_SELECTION
 from grounding.types import Image
 
 MAX_PIXELS = 200_000_000
@@ -31,9 +34,9 @@ PLUGINS = {
     "1.2.840.10008.1.2.1.99": ("",),
     "1.2.840.10008.1.2.2": ("",),
     "1.2.840.10008.1.2.4.50": ("gdcm", "pillow"),
-    EXTENDED: ("gdcm itself", "gdcm", "pillow"),
-    SPECTRAL_SELECTION: ("gdcm itself",),
-    FULL_PROGRESSION: ("gdcm itself",),
+    EXTENDED: (ITSELF, "gdcm", "pillow"),
+    SPECTRAL_SELECTION: (ITSELF,),
+    FULL_PROGRESSION: (ITSELF,),
     "1.2.840.10008.1.2.4.57": ("gdcm",),
     "1.2.840.10008.1.2.4.70": ("gdcm",),
     "1.2.840.10008.1.2.4.80": ("pyjpegls", "gdcm"),
@@ -45,8 +48,8 @@ PLUGINS = {
     "1.2.840.10008.1.2.4.203": ("pylibjpeg",),
     "1.2.840.10008.1.2.5": ("pylibjpeg", "pydicom"),
 }
-"""Transfer syntax to the pydicom plug-ins that decode it, in the order tried; "" is pydicom's own native reading, and
-"gdcm itself" is `jpeg_extended`."""
+"""Transfer syntax to the pydicom plug-ins that decode it, in the order tried; "" is pydicom's own native reading,
+which alone is done in this process (see `decoding`)."""
 
 PERCENTILES = (0.5, 99.5)
 """Grey range of an image without a usable window."""
@@ -131,19 +134,32 @@ def _decode(ds: Dataset) -> NDArray[Any]:
 
 
 def _first_frame(ds: Dataset, syntax: str) -> NDArray[Any]:
-    failure: Exception | None = None
-    for plugin in PLUGINS[syntax]:
-        try:
-            if plugin == "gdcm itself":
-                return decode_extended(ds, syntax)
-            return np.asarray(pixel_array(ds, index=0, decoding_plugin=plugin))
-        except DECODE_ERRORS as error:
-            failure = failure or error
-    raise UnreadablePixelsError(
-        f"the pixels of instance {read_text(ds, 'SOPInstanceUID')} ({UID(syntax).name}) cannot be decoded "
-        f"({type(failure).__name__}); they are damaged or of a variant that is not supported: "
-        "have them sent uncompressed"
-    ) from failure
+    try:
+        if PLUGINS[syntax] == ("",):
+            return np.asarray(pixel_array(ds, index=0, decoding_plugin=""))
+        frame = _encoded_frame(ds)
+        check_size(frame, syntax, _expected_size(ds), int(read_number(ds, "BitsAllocated") or 0))
+        return decode_apart(ds, frame, syntax, PLUGINS[syntax])
+    except DECODE_ERRORS as error:
+        raise UnreadablePixelsError(
+            f"the pixels of instance {read_text(ds, 'SOPInstanceUID')} ({UID(syntax).name}) cannot be decoded "
+            f"({error if isinstance(error, DecodingError) else type(error).__name__}); they are damaged or of a "
+            "variant that is not supported: have them sent uncompressed"
+        ) from error
+
+
+def _encoded_frame(ds: Dataset) -> bytes:
+    """Return the first frame as it is encoded."""
+    tables = [read_value(ds, keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    return get_frame(
+        ds.PixelData, 0, number_of_frames=int(read_number(ds, "NumberOfFrames") or 1),
+        extended_offsets=(tables[0], tables[1]) if all(tables) else None,
+    )  # fmt: skip
+
+
+def _expected_size(ds: Dataset) -> FrameSize:
+    rows, columns, samples = (int(read_number(ds, key) or 0) for key in ("Rows", "Columns", "SamplesPerPixel"))
+    return FrameSize(rows, columns, samples or 1)
 
 
 def _bit_range(ds: Dataset) -> tuple[float, float]:

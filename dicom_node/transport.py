@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import secrets
 import socket
 import ssl
@@ -43,7 +44,10 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 from dicom_node.clock import derive_uid
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.instance import is_valid_uid
+from dicom_node.logs import log_event
 from dicom_node.tls import explain, fingerprint, names_in
+
+logger = logging.getLogger(__name__)
 
 C_STORE_RQ = 0x0001
 
@@ -341,8 +345,18 @@ class ReceivingHandler(RequestHandler):
         if isinstance(accepted, AssociationSocket):
             accepted.recv = functools.partial(_receive, association, self.request)  # type: ignore[method-assign]
         association.dimse = SpoolingProvider(association, self.server.intake)
+        machine = association.dul.state_machine
+        machine.do_action = functools.partial(_act, machine.do_action)  # type: ignore[method-assign]
         self.server.visits[association] = Visit(self._certificate)
         return association
+
+
+def _act(do_action: Callable[[str], None], event: str) -> None:
+    """Let the state machine act. What foreign bytes make it raise ends the association, which hangs up; no more."""
+    try:
+        do_action(event)
+    except Exception as error:
+        log_event(logger, "association broken off", level=logging.WARNING, reason=f"{type(error).__name__}: {error}")
 
 
 def _receive(association: Association, connection: socket.socket, count: int) -> bytearray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -114,6 +115,7 @@ class FakePacs:
         self.transactions: list[str] = []
         self.reports: list[int | None] = []
         self.misbehave: Callable[[Event], int | None] = lambda event: None
+        self.tls: ssl.SSLContext | None = None
         self.port = 0
         self.datasets: dict[str, Dataset] = {}
         self.stores: Counter[str] = Counter()
@@ -135,7 +137,9 @@ class FakePacs:
             (evt.EVT_C_FIND, self._handle_find),
             (evt.EVT_N_ACTION, self._handle_action),
         ]
-        self._server = ae.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+        self._server = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=handlers, ssl_context=self.tls
+        )
         self.port = self._server.server_address[1]
         return self
 

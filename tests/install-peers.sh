@@ -4,7 +4,7 @@
 # No installed service is started or enabled: the tests start their own, on loopback.
 set -euo pipefail
 packages=(
-    chromium dcmtk default-jre dicom3tools dicomscope fonts-dejavu-core fonts-dejavu-extra iproute2 orthanc
+    chromium dcmtk openssl default-jre dicom3tools dicomscope fonts-dejavu-core fonts-dejavu-extra iproute2 orthanc
     orthanc-dicomweb pixelmed-apps postgresql redis-server xdotool xvfb
 )
 services=(orthanc postgresql redis-server)
