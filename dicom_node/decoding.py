@@ -76,11 +76,13 @@ class _Decoder:
     def ask(self, *request: bytes) -> NDArray[Any]:
         """Return what the process answers to a request."""
         with self._lock:
-            self._process = self._process or _start()
+            process = self._process = self._process or _start()
             try:
-                return _exchange(self._process, request)
-            except OSError as error:
-                was_killed = _ended_with(self._process) == -signal.SIGKILL
+                return _exchange(process, request)
+            except DecodingError:
+                raise
+            except (OSError, ValueError, TypeError, LookupError) as error:  # it ended, hangs, or talks nonsense
+                was_killed = _ended_with(process) == -signal.SIGKILL
                 self._stop()
                 if was_killed:
                     raise TransientError("the decoder of pixels was killed: is there memory enough?") from error
@@ -112,10 +114,13 @@ def _ended_with(process: subprocess.Popen[bytes]) -> int | None:
 
 def _start() -> subprocess.Popen[bytes]:
     """Start the process, in a session of its own: who interrupts this one lets it end its work."""
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
-    )  # fmt: skip
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise TransientError(f"the decoder of pixels cannot be started ({error.strerror})") from error
 
 
 def _exchange(process: subprocess.Popen[bytes], request: Sequence[bytes]) -> NDArray[Any]:

@@ -38,6 +38,7 @@ from pynetdicom._handlers import (
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
@@ -73,6 +74,9 @@ STRANGERS_OF_ADDRESS = 64
 """Those of one address."""
 
 BACKLOG = 128
+
+LOOK_S = 0.05
+"""Between two looks whether a peer that is waited for is still there."""
 
 CHECK_SPACE_EVERY = 16 * 1024**2
 """Bytes of a dataset between two looks at the free space."""
@@ -277,7 +281,9 @@ class ReceivingServer(ThreadedAssociationServer):
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Tell whether a connection is taken up: not while too many of them are no associations."""
         strangers = Counter(
-            association.requestor.address for association in self.associations() if not association.is_established
+            association.requestor.address
+            for association in self.associations()
+            if association.requestor.primitive is None
         )
         with self._lock:
             strangers.update(self._greeting)
@@ -345,17 +351,35 @@ class ReceivingHandler(RequestHandler):
         if isinstance(accepted, AssociationSocket):
             accepted.recv = functools.partial(_receive, association, self.request)  # type: ignore[method-assign]
         association.dimse = SpoolingProvider(association, self.server.intake)
+        association.dul.receive_pdu = functools.partial(  # type: ignore[method-assign]
+            _receive_pdu, association.dul, association.dul.receive_pdu
+        )
         machine = association.dul.state_machine
         machine.do_action = functools.partial(_act, machine.do_action)  # type: ignore[method-assign]
         self.server.visits[association] = Visit(self._certificate)
         return association
 
 
+def _receive_pdu(
+    provider: DULServiceProvider, receive: Callable[..., Any], wait: bool = False, timeout: float | None = None
+) -> Any:
+    """Return the next PDU; waits no longer than there is somebody who may send one.
+
+    pynetdicom waits for an association request as long as it may take, also where the peer has hung up: each probe of a
+    monitor would hold a thread for that time.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while wait and provider.is_alive() and (deadline is None or time.monotonic() < deadline):
+        if (received := receive(wait=True, timeout=LOOK_S)) is not None:
+            return received
+    return receive(wait=False)
+
+
 def _act(do_action: Callable[[str], None], event: str) -> None:
     """Let the state machine act. What foreign bytes make it raise ends the association, which hangs up; no more."""
     try:
         do_action(event)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - pynetdicom raises many kinds on damaged messages, and ends its thread
         log_event(logger, "association broken off", level=logging.WARNING, reason=f"{type(error).__name__}: {error}")
 
 

@@ -58,6 +58,13 @@ class AuditForwarder:
             except OSError as error:
                 pause = self._give_up(error)
             stop.wait(pause)
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def forward(self) -> int:
         """Send one batch and return how many that were. Raises OSError where the collector is away."""
@@ -81,9 +88,7 @@ class AuditForwarder:
 
     def _give_up(self, error: OSError) -> float:
         """Close the connection, and have sent again what may be lost; return how long to wait."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self.close()
         if self._doubtful:
             with self._resources.sessions.begin() as session:
                 queries.mark_audit(session, [audit_id for _, audit_id in self._doubtful], None)

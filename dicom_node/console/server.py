@@ -151,6 +151,14 @@ class RequestHandler(BaseHTTPRequestHandler):
     server_version = "knowmvg"
     sys_version = ""
     timeout = REQUEST_TIMEOUT_S
+    default_request_version = "HTTP/1.0"
+
+    def parse_request(self) -> bool:
+        """Read the request. Status and headers are sent in any case: those of HTTP/0.9 would get neither."""
+        is_good = super().parse_request()
+        if self.request_version == "HTTP/0.9":
+            self.request_version = self.default_request_version
+        return is_good
 
     def do_GET(self) -> None:
         """Answer a GET request."""
@@ -164,7 +172,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         """Stay silent: request lines may hold patient ids and accession numbers."""
 
     def _answer(self) -> Answer:
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:  # a host that is none, "//["
+            return _refusal("", 400, "the address is not one of HTTP")
         try:
             refuse_foreign_host(self.headers.get("Host", ""))
             query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=False).items()}

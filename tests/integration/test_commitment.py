@@ -34,8 +34,8 @@ class Sender:
         ae = AE(ae_title="PACS")
         ae.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
         handlers: Any = [(evt.EVT_N_EVENT_REPORT, self.take)]
-        self.server: Any = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-        self.port: int = self.server.server_address[1]
+        server: Any = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        self.server, self.port = server, server.server_address[1]
         self.status = 0x0000
 
     def take(self, event: Event) -> tuple[int, None]:
