@@ -12,10 +12,11 @@ JOBS   ?= 2
 TORCH  := torch==2.13.0
 BIN    := $(VENV)/bin
 FAST   := tests/unit tests/repo
-SLOW   := tests/integration tests/model tests/acceptance tests/validation
+SLOW   := tests/integration tests/model tests/acceptance tests/validation tests/faults
+ROWS   ?= .faults.jsonl
 
 # Tests run as many processes as there are cores, so each takes one thread.
-test check validate: export OMP_NUM_THREADS := 1
+test check validate faults: export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONUNBUFFERED := 1
 
@@ -34,6 +35,12 @@ test: venv peers lint  ## Everything that CI runs: lint, then the whole suite.
 .PHONY: validate
 validate: venv peers  ## The long form of tests/validation: 1,000 films' coordinates, 500 results before every validator.
 	$(BIN)/pytest -n $(JOBS) --dist load tests/validation --full
+
+.PHONY: faults
+faults: venv peers  ## The long form of tests/faults: kills, outages, misbehaving archives, floods, fuzz; writes docs/faults.md.
+	rm -f $(ROWS)
+	KNOWMVG_FAULTS_OUT=$(abspath $(ROWS)) $(BIN)/pytest tests/faults --full
+	$(BIN)/python -m tests.faults.table $(ROWS) docs/faults.md
 
 .PHONY: check
 check: venv lint  ## Format, lint, types, import contracts, fast tests.

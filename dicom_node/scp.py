@@ -47,19 +47,10 @@ from dicom_node.logs import log_event
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
 from dicom_node.queries import Recorded, note_commitment_request, note_received, record_instance
+from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Spool, SpoolingProvider
 from dicom_node.storage import FileStorage, StoredFile, instance_key, sync
 from dicom_node.tls import server_context
-from dicom_node.transport import (
-    GREETING_S,
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Intake,
-    ReceivingHandler,
-    ReceivingServer,
-    SharedPortServer,
-    Spool,
-    SpoolingProvider,
-)
+from dicom_node.transport import GREETING_S, ReceivingHandler, ReceivingServer, SharedPortServer
 
 logger = logging.getLogger(__name__)
 

@@ -50,9 +50,14 @@ class Rig:
             clock=self.clock,
             load_grounder=lambda: self.grounder,
             connect=scu.connect,
-            ring=lambda step, job_id: self.rings.append((step, job_id)),
+            ring=self.ring,
             token="worker",
         )
+
+    def ring(self, task: str, number: int) -> bool:
+        """Keep a ring for `answer`."""
+        self.rings.append((task, number))
+        return True
 
     def store(self, ds: Dataset) -> Recorded:
         """File an instance as the receiver does."""

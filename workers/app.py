@@ -96,14 +96,16 @@ def transport_options(settings: Settings) -> dict[str, Any]:
     return REDIS_OPTIONS if scheme.startswith("redis") else AMQP_OPTIONS
 
 
-def make_ring(app: Celery) -> Callable[[str, int], None]:
+def make_ring(app: Celery) -> Callable[[str, int], bool]:
     """Return the function that rings for a task with a row's number; a broker that is away costs only a wait."""
 
-    def ring(task: str, number: int) -> None:
+    def ring(task: str, number: int) -> bool:
         try:
             app.send_task(task, (number,), queue=TASK_QUEUES[task])
+            return True
         except OperationalError as error:
             log_event(logger, "broker unavailable", level=logging.WARNING, task=task, number=number, reason=error)
+            return False
 
     return ring
 

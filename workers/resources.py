@@ -24,16 +24,20 @@ LEASE = timedelta(minutes=5)
 """How long a step may take: it is not renewed. Rendering and grounding take seconds, a delivery at most a minute or so
 at a destination that hangs. A worker that runs longer ends itself; until then nobody else touches the work."""
 
-RING_AGAIN = timedelta(minutes=1)
+RING_AGAIN = timedelta(seconds=30)
 """After so long without a claim a due job is rung for again: a ring was lost, or the queue is long (then the repeated
 ring is a no-op)."""
+
+RING_SOON = timedelta(seconds=2)
+"""After so long a job is rung for again for which the broker took no ring."""
 
 
 @dataclass(frozen=True)
 class Resources:
     """One process's parts, made by its composition root.
 
-    `token` is the lease token of this process; `owners` the folder where the workers of this host show that they live
+    `ring` rings for a task with a row's number, and tells whether it could. `token` is the lease token of this process,
+    and `owners` the folder where the workers of this host show that they live
     (None: workers may be on other hosts, and leases run out by time alone).
     """
 
@@ -43,7 +47,7 @@ class Resources:
     clock: Clock
     load_grounder: Callable[[], Grounder]
     connect: Connect
-    ring: Callable[[str, int], None]
+    ring: Callable[[str, int], bool]
     token: str
     owners: Path | None = None
 

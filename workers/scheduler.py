@@ -13,7 +13,7 @@ from dicom_node import queries, study
 from dicom_node.logs import log_event
 from workers.deliver import open_dispatches
 from workers.ownership import is_alive
-from workers.resources import RING_AGAIN, Resources
+from workers.resources import RING_AGAIN, RING_SOON, Resources
 from workers.steps import STEPS
 
 logger = logging.getLogger(__name__)
@@ -69,8 +69,10 @@ def ring_for_due_jobs(resources: Resources) -> None:
     with resources.sessions.begin() as session:
         due = queries.jobs_to_ring(session, now, BATCH)
         queries.rung(session, [job_id for job_id, _ in due], now, now + RING_AGAIN)
-    for job_id, state in due:
-        resources.ring(steps[state], job_id)
+    unheard = [job_id for job_id, state in due if not resources.ring(steps[state], job_id)]
+    if unheard:
+        with resources.sessions.begin() as session:
+            queries.rung(session, unheard, now + RING_AGAIN, now + RING_SOON)
 
 
 def open_written_jobs(resources: Resources) -> None:
@@ -90,10 +92,12 @@ def ring_for_due_errands(resources: Resources) -> None:
         queries.dispatches_rung(session, dispatches, now, now + RING_AGAIN)
         requests = queries.requests_to_ring(session, now, BATCH)
         queries.requests_rung(session, requests, now + RING_AGAIN)
-    for dispatch_id in dispatches:
-        resources.ring("deliver", dispatch_id)
-    for request_id in requests:
-        resources.ring("tell", request_id)
+    unheard = [dispatch_id for dispatch_id in dispatches if not resources.ring("deliver", dispatch_id)]
+    untold = [request_id for request_id in requests if not resources.ring("tell", request_id)]
+    if unheard or untold:
+        with resources.sessions.begin() as session:
+            queries.dispatches_rung(session, unheard, now + RING_AGAIN, now + RING_SOON)
+            queries.requests_rung(session, untold, now + RING_SOON)
 
 
 def apply_retention(resources: Resources) -> None:

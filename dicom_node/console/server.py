@@ -151,14 +151,6 @@ class RequestHandler(BaseHTTPRequestHandler):
     server_version = "knowmvg"
     sys_version = ""
     timeout = REQUEST_TIMEOUT_S
-    default_request_version = "HTTP/1.0"
-
-    def parse_request(self) -> bool:
-        """Read the request. Status and headers are sent in any case: those of HTTP/0.9 would get neither."""
-        is_good = super().parse_request()
-        if self.request_version == "HTTP/0.9":
-            self.request_version = self.default_request_version
-        return is_good
 
     def do_GET(self) -> None:
         """Answer a GET request."""
@@ -167,6 +159,12 @@ class RequestHandler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         """Answer a HEAD request."""
         self._write(self._answer())
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin an answer, with status and headers even for who asks in HTTP/0.9, which has neither."""
+        if self.request_version == "HTTP/0.9":
+            self.request_version = "HTTP/1.0"
+        super().send_response(code, message)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay silent: request lines may hold patient ids and accession numbers."""

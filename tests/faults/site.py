@@ -73,6 +73,8 @@ def associate(port: int, datasets: Iterable[Dataset], ae_title: str = "PACS") ->
 def try_store(port: int, datasets: list[Dataset], acknowledged: set[str], statuses: set[int | None]) -> bool:
     """Send over one association what is not acknowledged yet; True when all is."""
     missing = [ds for ds in datasets if ds.SOPInstanceUID not in acknowledged]
+    if not missing:
+        return True
     association = associate(port, missing)
     if not association.is_established:
         answer = association.acceptor.primitive

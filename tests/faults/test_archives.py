@@ -93,11 +93,12 @@ class Deliveries:
         self.scheduler = threading.Thread(target=self._sweep, daemon=True)
         self.scheduler.start()
 
-    def ring(self, task: str, number: int) -> None:
+    def ring(self, task: str, number: int) -> bool:
         if task == "deliver":
             with self.rig.sessions() as session:
                 name = queries.destination_of(session, number)
             self.lanes.submit(str(name), str(number), lambda: deliver_results(number, self.resources))
+        return True
 
     def _sweep(self) -> None:
         while not self.stop.wait(0.2):
@@ -111,7 +112,7 @@ class Deliveries:
         assert job_id is not None
         with self.rig.sessions.begin() as session:
             session.get_one(JobRow, job_id).state = "COMPLETE"
-        self.rig.run("ground", job_id, clock=utc_now, ring=lambda *_: None)
+        self.rig.run("ground", job_id, clock=utc_now, ring=lambda *_: True)
         self.rig.run("write", job_id, clock=utc_now, ring=self.ring)
         return job_id
 

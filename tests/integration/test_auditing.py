@@ -31,7 +31,8 @@ class Collector:
         self.messages: list[str] = []
         self.server = socket.create_server(("127.0.0.1", port))
         self.port = self.server.getsockname()[1]
-        self._context, self._connections, self._closed = context, [], False
+        self._context, self._closed = context, False
+        self._connections: list[socket.socket] = []
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:

@@ -299,6 +299,15 @@ def test_lost_ring_is_rung_again(rig: Rig) -> None:
     assert rig.rings == [(GROUND, job_id)]
 
 
+def test_ring_that_the_broker_did_not_take_is_rung_again_soon(rig: Rig) -> None:
+    job_id = store_study(rig)
+    rig.resources = replace(rig.resources, ring=lambda *_: False)
+    rig.sweep(seconds=QUIET_S)
+    rig.resources = replace(rig.resources, ring=rig.ring)
+    rig.sweep(seconds=2)
+    assert rig.rings == [(GROUND, job_id)]
+
+
 def test_steps_ring_for_the_next_and_the_sweep_does_not_repeat_them_at_once(rig: Rig) -> None:
     job_id = store_study(rig)
     rig.sweep(seconds=QUIET_S)

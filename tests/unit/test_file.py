@@ -10,7 +10,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node import file
 from dicom_node.file import read_dataset
-from dicom_node.transport import encode_head
+from dicom_node.spool import encode_head
 from tests.builders import decode, encode, make_cxr_dataset
 
 

@@ -56,7 +56,12 @@ def test_a_full_lane_drops_rings() -> None:
 
 def test_stopping_waits_for_what_is_under_way() -> None:
     lanes, ended = Lanes(60, run), threading.Event()
-    lanes.submit("a", "1", lambda: (time.sleep(0.3), ended.set()))
+
+    def work() -> None:
+        time.sleep(0.3)
+        ended.set()
+
+    lanes.submit("a", "1", work)
     time.sleep(0.1)
     lanes.stop(5)
     assert ended.is_set()

@@ -65,7 +65,9 @@ def _check_facts(instance: Instance) -> None:
 
 def _texts(instance: Instance) -> list[str]:
     values = instance.facts().values()
-    return [text for value in values for text in (value if isinstance(value, list) else [value]) if text.__class__ is str]
+    return [
+        text for value in values for text in (value if isinstance(value, list) else [value]) if text.__class__ is str
+    ]
 
 
 @functools.cache

@@ -253,7 +253,9 @@ def insert_many_items(content: bytes, random: Random) -> bytes:
 def insert_element(content: bytes, random: Random) -> bytes:
     """Insert an element of any tag, VR and length, where it belongs or anywhere."""
     layout = lay_out(content)
-    tag = random.choice((random.getrandbits(32), 0x00080005, 0x00090010, 0x00100010, 0x00020010, 0x00000100, 0xFFFEE00D))
+    tag = random.choice(
+        (random.getrandbits(32), 0x00080005, 0x00090010, 0x00100010, 0x00020010, 0x00000100, 0xFFFEE00D)
+    )
     value = random.choice(TEXTS)
     length = random.choice((None, None, *INTEGERS))
     made = make_element(tag, random.choice(VRS), value, is_implicit=layout.is_implicit, length=length)

@@ -137,7 +137,7 @@ def main(surface: str, first: int, end: int) -> None:
         _say({"seed": seed})
         try:
             module.run_case(seed)
-        except (Exception, HangError):
+        except (Exception, HangError):  # noqa: BLE001  # whatever it is, it is told
             _say({"violation": traceback.format_exc(limit=-6)})
             return
     _say({"end": end})

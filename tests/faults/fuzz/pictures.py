@@ -1,4 +1,4 @@
-"""Pixels: each dataset gives a picture or says why it does not; the decoders are native, so a case may end its process."""
+"""Pixels: each dataset gives a picture or says why it does not, whatever becomes of the native decoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ from tests.faults.fuzz.dicom_mutations import (
 )
 from tests.faults.fuzz.mutations import BYTES, INTEGERS, Mutator, apply
 
-MARKERS = (b"\xff\xd8", b"\xff\xc0", b"\xff\xc1", b"\xff\xc2", b"\xff\xc3", b"\xff\xf7", b"\xff\x4f\xff\x51", b"\xff\x52")
+MARKERS = (
+    b"\xff\xd8",
+    b"\xff\xc0",
+    b"\xff\xc1",
+    b"\xff\xc2",
+    b"\xff\xc3",
+    b"\xff\xf7",
+    b"\xff\x4f\xff\x51",
+    b"\xff\x52",
+)
 """Beginnings of headers: SOI, the SOFs, SOC with SIZ, COD."""
 
 

@@ -42,7 +42,8 @@ NAMES = (
 PHRASES = (
     "Small left pleural effusion. ", "No pneumothorax.", "FINDINGS: ", "\n\nIMPRESSION:\n", "COMPARISON: none\n\n",
     "Dr. A. B. C. ", "1. a\n2. b\n", "<p>", "<br/>", "&amp;&#0;&#xd800;", "\x1b$B", "\x00\x01", "\u202e", "\ufeff",
-    "。", "é́", "\U0001f600", "the ", ", ", ": ", "-", "* ", " " * 50, "\n" * 50, "\t", "A" * 60, "e.g. ", "((((", "2.5 cm ",
+    "。", "é́", "\U0001f600", "the ", ", ", ": ", "-", "* ", " " * 50, "\n" * 50, "\t", "A" * 60, "e.g. ", "((((",
+    "2.5 cm ",
 )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ CDA = """<?xml version="1.0" encoding="UTF-8"?>
 <component><section><code code="59776-5" codeSystem="2.16.840.1.113883.6.1"/><title>Findings</title>
 <text><paragraph>Small left pleural effusion.</paragraph><list><item>No pneumothorax.</item></list>
 <table><tr><td>Heart</td><td>normal</td></tr></table></text>
-<component><section><title>Lungs</title><text>Clear <content revised="delete">not</content>.</text></section></component>
+<component><section><title>Lungs</title>
+<text>Clear <content revised="delete">not</content>.</text></section></component>
 </section></component>
 <component><section><title>Impression</title><text>Left effusion.</text></section></component>
 </structuredBody></component></ClinicalDocument>"""
