@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
+from workers.resources import LEASE
 from workers.tasks import TASK_QUEUES
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ PUBLISH_RETRY = {"max_retries": 1, "interval_start": 0.0, "interval_max": 0.0}
 """Once at once, on a new connection: the old one may have died with the broker's last restart."""
 
 REDIS_OPTIONS: dict[str, Any] = {
-    "visibility_timeout": 60,
+    # Celery's solo pool acknowledges a message only after its task, whatever it is told: Redis must not deliver again
+    # what takes as long as a step may. Were it to, the claim of the row would make that a no-op.
+    "visibility_timeout": 2 * int(LEASE.total_seconds()),
     "unacked_restore_interval": 10,
     "unacked_restore_throttle": 1,
     "socket_keepalive": True,

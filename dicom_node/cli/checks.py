@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from dicom_node.cli.options import refuse_absent_file
 from dicom_node.config import DestinationSettings, Settings, load_settings
@@ -33,8 +35,25 @@ def check_configuration(settings: Settings, config: Path | None) -> Check:
     """Tell what follows from the settings that a reader might overlook."""
     peers = "every sender" if settings.receiver.any else f"{len(settings.receiver.peers)} sender(s)"
     warning = "" if settings.receiver.any or settings.receiver.peers else "; receiver.peers is empty, nobody can send"
+    warning += _describe_exposed(settings, config)
     warning += "" if settings.destinations else "; destinations is empty, results go nowhere"
     return Check("configuration", True, f"{config or 'default'}: lets in {peers}{warning}")
+
+
+def _describe_exposed(settings: Settings, config: Path | None) -> str:
+    """Name the files with secrets that other users can read."""
+    tls = settings.receiver.tls
+    files = [tls.key if tls else None, settings.database.password_file, settings.broker.password_file]
+    files += [destination.tls.key for destination in settings.destinations if destination.tls]
+    if config is not None and _holds_password(config):
+        files.append(config)
+    exposed = [str(path) for path in files if path is not None and path.exists() and path.stat().st_mode & 0o077]
+    return f"; other users can read the secrets in {', '.join(exposed)}: chmod 600" if exposed else ""
+
+
+def _holds_password(config: Path) -> bool:
+    urls = re.findall(r"\w+://[^\s\"']*", config.read_text(encoding="utf-8"))
+    return any(urlsplit(url).password for url in urls)
 
 
 def check_rows(settings: Settings) -> Check:

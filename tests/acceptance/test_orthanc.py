@@ -157,7 +157,7 @@ def test_a_film_and_its_report_come_back_as_results_with_the_boxes_of_the_databa
     held = site.fetch(study)
 
     assert sorted(held) == sorted(result["sop_instance_uid"] for result in job["deliveries"])
-    assert {delivery["confirmed_by"] for delivery in job["deliveries"]} == {"query"}
+    assert {delivery["confirmed_by"] for delivery in job["deliveries"]} == {"commitment"}
     for ds in held.values():
         check_identity(ds, pydicom.dcmread(film, stop_before_pixels=True))
     (sr,) = structured_reports(held)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dicom_node.cli import main
-from dicom_node.cli.checks import check_destination, check_rows, run_checks
+from dicom_node.cli.checks import check_configuration, check_destination, check_rows, run_checks
 from dicom_node.cli.demo import free_ports
 from dicom_node.config import DestinationSettings, load_settings
 from dicom_node.console.health import Check, check_storage
@@ -103,3 +103,18 @@ def test_a_wrong_configuration_is_the_only_check(
     assert "receiver.port" in check["detail"]
     assert run_main(monkeypatch, "check", "--config", str(tmp_path / "wrong.yaml")) == 1
     assert capsys.readouterr().out.startswith("FAIL  configuration")
+
+
+def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("secret")
+    password.chmod(0o644)
+    path = tmp_path / "config.yaml"
+    path.write_text(f"broker: {{url: 'redis://queue', password_file: {password}}}\n")
+    found = check_configuration(load_settings(path, {}), path)
+    assert f"other users can read the secrets in {password}: chmod 600" in found.detail
+    password.chmod(0o600)
+    assert "chmod" not in check_configuration(load_settings(path, {}), path).detail
+    path.write_text("broker: {url: 'redis://:secret@queue'}\n")
+    path.chmod(0o644)
+    assert str(path) in check_configuration(load_settings(path, {}), path).detail.partition("secrets in")[2]

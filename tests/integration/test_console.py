@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def get(settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock)
         connection.close()
         return reply
 
+    _get.port = server.server_port  # type: ignore[attr-defined]
     yield _get
     server.shutdown()
     server.server_close()
@@ -165,6 +167,7 @@ def test_jobs_are_filtered(get: Get, query: str, count: int) -> None:
         ("/jobs/999", 404),
         ("/../../etc/passwd", 404),
         ("/?state=DONE", 400),
+        ("//[", 400),
     ],
 )
 def test_what_it_does_not_know_is_refused(get: Get, path: str, status: int) -> None:
@@ -232,3 +235,12 @@ def test_a_host_that_others_can_reach_is_refused(
     console = settings.console.model_copy(update={"host": host})
     with pytest.raises(NodeError, match="no sign-in"):
         make_server(settings.model_copy(update={"console": console}), sessions, clock)
+
+
+@pytest.mark.parametrize("request_line", ["GET /readyz", "GET /readyz HTTP/0.9", "POST /readyz", "GET / HTTP/0.9 x"])
+def test_who_asks_in_http_0_9_gets_status_and_headers_all_the_same(get: Get, request_line: str) -> None:
+    with socket.create_connection(("127.0.0.1", get.port), 20) as connection:  # type: ignore[attr-defined]
+        connection.sendall(f"{request_line}\r\nHost: localhost\r\n\r\n".encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.0 ")

@@ -75,6 +75,11 @@ class LifeOfStudy(RuleBasedStateMachine):
         """Time passes, and a scheduler looks."""
         self.rig.sweep(seconds=seconds)
 
+    @rule(hours=st.sampled_from((-2, -0.1, 3)))
+    def jump(self, hours: float) -> None:
+        """The clock of the host jumps, and a scheduler looks."""
+        self.rig.sweep(hours=hours)
+
     @precondition(lambda self: self.rig.rings)
     @rule(dice=st.integers(0, 99), times=st.sampled_from((1, 1, 1, 2)))
     def answer(self, dice: int, times: int) -> None:
@@ -199,6 +204,7 @@ class LifeOfStudy(RuleBasedStateMachine):
         """After enough time every study has ended, and what was not given up is in the archive."""
         try:
             self.pacs.status, self.pacs.commits = 0x0000, "same"
+            self.rig.clock.move(days=1)  # past whatever the clock was ahead
             for _ in range(RESTING_ROUNDS):
                 self.rig.settle(minutes=16)
                 self.one_sr_per_revision_and_none_of_a_stale_one()

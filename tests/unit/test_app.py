@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from dicom_node.config import Settings, load_settings
-from workers.app import QUEUES, make_app, make_queues
+from workers.app import QUEUES, REDIS_OPTIONS, make_app, make_queues
+from workers.resources import LEASE
 from workers.steps import STEPS
+from workers.tasks import TASK_QUEUES
 
 
 def make_settings(folder: Path, url: str) -> Settings:
@@ -39,4 +41,8 @@ def test_embedded_broker_keeps_its_file_in_the_data_folder(tmp_path: Path) -> No
 
 
 def test_every_step_has_a_queue_that_exists() -> None:
-    assert {step.queue for step in STEPS} == set(QUEUES)
+    assert set(TASK_QUEUES.values()) == {step.queue for step in STEPS} == set(QUEUES)
+
+
+def test_redis_delivers_nothing_again_while_a_step_may_still_run() -> None:
+    assert REDIS_OPTIONS["visibility_timeout"] > LEASE.total_seconds()
