@@ -10,10 +10,12 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partialmethod
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_ready, worker_shutdown
+from kombu.connection import Connection
 from kombu.message import Message
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -28,6 +30,9 @@ from workers.steps import STEPS, Step, run_step
 from workers.tell import tell_sender
 
 logger = logging.getLogger(__name__)
+
+LONGEST_RECONNECT_S = 3
+"""Between two tries to reach a broker that is away."""
 
 STOP_S = 4.0
 """For what is under way in the lanes when the worker is told to end."""
@@ -122,6 +127,7 @@ def consume(
         worker_shutdown.connect(lambda **_: lanes.stop(STOP_S), weak=False)
     setup_logging.connect(_keep_logging)
     _tell_the_consumer_of_lost_connections()
+    _look_for_the_broker_often()
     warnings.filterwarnings("ignore", category=SecurityWarning)  # of pickled messages under root; ours are JSON
     worker_ready.connect(lambda **_: on_ready(), weak=False)
     worker = app.Worker(
@@ -145,6 +151,12 @@ def _tell_the_consumer_of_lost_connections() -> None:
 
     Message.ack_log_error = ack  # type: ignore[method-assign]
     Message.reject_log_error = reject  # type: ignore[method-assign]
+
+
+def _look_for_the_broker_often() -> None:
+    """Let a worker find a broker that is back within seconds: Celery waits longer each time, up to half a minute."""
+    ensure = partialmethod(Connection._ensure_connection, interval_max=LONGEST_RECONNECT_S)
+    Connection._ensure_connection = ensure  # type: ignore[method-assign, assignment]
 
 
 def _keep_logging(**_: object) -> None:

@@ -172,7 +172,7 @@ class RequestHandler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         try:
             url = urlsplit(self.path)
-        except ValueError:  # a host that is none, "//["
+        except ValueError:  # its host is none: "http://["
             return _refusal("", 400, "the address is not one of HTTP")
         try:
             refuse_foreign_host(self.headers.get("Host", ""))

@@ -50,7 +50,7 @@ def postgres() -> Iterator[Postgres]:
 def test_a_broker_that_is_flushed_and_away(
     tmp_path: Path, pacs: FakePacs, redis_server: Redis, full: bool, record_property: Callable[[str, object], None]
 ) -> None:
-    count, away_s = (60, 60.0) if full else (10, 5.0)
+    count, away_s = (40, 60.0) if full else (10, 5.0)
     with running(tmp_path / "node", pacs, broker={"url": redis_server.url}) as site:
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(site.send_all, [f"broker {number}" for number in range(count)])

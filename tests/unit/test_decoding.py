@@ -32,20 +32,26 @@ def decode(compressed):
     return decode_apart(ds, frame, str(JPEG2000Lossless), ("pylibjpeg",))
 
 
+def running():
+    """Return the process that decodes."""
+    process = decoding._decoder._process
+    assert process is not None
+    return process
+
+
 def test_frames_are_decoded_by_one_process(compressed):
     np.testing.assert_array_equal(decode(compressed), make_pixels())
-    process = decoding._decoder._process
+    process = running()
     np.testing.assert_array_equal(decode(compressed), make_pixels())
-    assert process is not None
-    assert decoding._decoder._process is process
+    assert running() is process
 
 
 def test_what_cannot_be_decoded_leaves_the_process_as_it_is(compressed):
     decode(compressed)
-    process = decoding._decoder._process
+    process = running()
     with pytest.raises(DecodingError, match="RuntimeError"):
         decode_apart(compressed[0], compressed[1][:60], str(JPEG2000Lossless), ("pylibjpeg", "pillow"))
-    assert decoding._decoder._process is process
+    assert running() is process
 
 
 def test_a_frame_that_makes_the_decoder_panic_is_named_and_the_next_is_decoded(compressed):
@@ -74,8 +80,7 @@ def test_a_frame_that_ends_gdcm_is_named_and_the_next_is_decoded(compressed):
 
 def test_a_decoder_that_takes_too_long_is_ended(compressed, monkeypatch):
     decode(compressed)
-    process = decoding._decoder._process
-    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(running().pid, signal.SIGSTOP)
     monkeypatch.setattr(decoding, "DECODE_S", 0.2)
     with pytest.raises(DecodingError, match="takes too long"):
         decode(compressed)
@@ -85,7 +90,7 @@ def test_a_decoder_that_takes_too_long_is_ended(compressed, monkeypatch):
 
 def test_a_decoder_that_was_killed_is_no_fault_of_the_frame(compressed):
     decode(compressed)
-    os.kill(decoding._decoder._process.pid, signal.SIGKILL)
+    os.kill(running().pid, signal.SIGKILL)
     with pytest.raises(TransientError, match="killed"):
         decode(compressed)
     np.testing.assert_array_equal(decode(compressed), make_pixels())
@@ -93,7 +98,7 @@ def test_a_decoder_that_was_killed_is_no_fault_of_the_frame(compressed):
 
 def test_a_decoder_that_talks_nonsense_is_replaced(compressed, monkeypatch):
     decode(compressed)
-    process = decoding._decoder._process
+    process = running()
     monkeypatch.setattr(decoding, "_exchange", lambda *_: (_ for _ in ()).throw(KeyError("dtype")))
     with pytest.raises(DecodingError):
         decode(compressed)
