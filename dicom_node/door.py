@@ -190,7 +190,7 @@ def tell_pressure(door: Door, closed: str) -> None:
 def visit_of(association: Association) -> Visit:
     """Return what is known of an association of the receiver."""
     server: Any = association._server
-    visit: Visit = server.visits[association]
+    visit: Visit = server.visit_of(association)
     return visit
 
 

@@ -90,7 +90,7 @@ class ReceivingServer(ThreadedAssociationServer):
     request_queue_size = BACKLOG
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.visits: weakref.WeakKeyDictionary[Association, Visit] = weakref.WeakKeyDictionary()
+        self._visits: weakref.WeakKeyDictionary[Association, Visit] = weakref.WeakKeyDictionary()
         self._greeting: Counter[str] = Counter()
         self._lock = threading.Lock()
         super().__init__(*arguments, **options)
@@ -122,7 +122,19 @@ class ReceivingServer(ThreadedAssociationServer):
 
     def associations(self) -> list[Association]:
         """Return the associations that have not ended, and the connections that may become some."""
-        return [association for association in list(self.visits) if association.is_alive()]
+        with self._lock:
+            known = list(self._visits)
+        return [association for association in known if association.is_alive()]
+
+    def visit_of(self, association: Association) -> Visit:
+        """Return what is known of an association."""
+        with self._lock:
+            return self._visits.setdefault(association, Visit())
+
+    def note_visit(self, association: Association, visit: Visit) -> None:
+        """Keep what is known of a connection that may become an association."""
+        with self._lock:
+            self._visits[association] = visit
 
     @contextmanager
     def greeting(self, address: str) -> Iterator[None]:
@@ -187,7 +199,7 @@ class ReceivingHandler(RequestHandler):
         )
         machine = association.dul.state_machine
         machine.do_action = functools.partial(_act, machine.do_action)  # type: ignore[method-assign]
-        self.server.visits[association] = Visit(self._certificate)
+        self.server.note_visit(association, Visit(self._certificate))
         return association
 
 

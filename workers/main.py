@@ -23,7 +23,7 @@ from dicom_node.clock import utc_now
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import check_schema, make_engine, make_sessions, note_process, upgrade_schema
+from dicom_node.queries import check_schema, give_back_leases, make_engine, make_sessions, note_process, upgrade_schema
 from dicom_node.storage import FileStorage
 from workers import tasks
 from workers.app import make_app, make_ring
@@ -89,8 +89,18 @@ def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
     name = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}"
     with audited(resources, f"worker {','.join(queues)}"):
         tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues), lanes)
+    _give_back(resources)
     if owner:
         owner.release()
+
+
+def _give_back(resources: Resources) -> None:
+    """Let others go on at once with what a lane is still at, which ends with this process."""
+    try:
+        with resources.sessions.begin() as session:
+            give_back_leases(session, resources.token, resources.clock())
+    except (DBAPIError, PoolTimeoutError) as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, reason=type(error).__name__)
 
 
 def _announce_worker(settings: Settings, queues: tuple[str, ...]) -> None:

@@ -78,6 +78,7 @@ from dicom_node.queries.jobs import (
 )
 from dicom_node.queries.leases import (
     free_leases,
+    give_back_leases,
     lease_tokens,
 )
 from dicom_node.queries.outcomes import (
@@ -162,6 +163,7 @@ __all__ = [
     "end_try",
     "fail_delivery",
     "free_leases",
+    "give_back_leases",
     "held_instances",
     "hold_destination",
     "instances_of",

@@ -253,3 +253,26 @@ def test_nothing_that_was_received_is_in_a_path_and_files_are_private(node: Node
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     folders = [folder for folder in path.parents if folder.is_relative_to(node.storage.root)]
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
+def test_connections_may_come_while_others_are_counted(node: Node) -> None:
+    """The thread that accepts must not die of a dictionary that grows while it counts."""
+    assert node.receiver is not None
+    server = node.receiver._server
+    stop = threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            server.verify_request(None, ("192.0.2.1", 1))
+
+    counting = [threading.Thread(target=count) for _ in range(2)]
+    for one in counting:
+        one.start()
+    try:
+        for _ in range(40):
+            socket.create_connection(("127.0.0.1", node.port)).close()
+        assert answer(node) is None
+    finally:
+        stop.set()
+        for one in counting:
+            one.join()

@@ -36,6 +36,7 @@ from dicom_node.queries import (
 from dicom_node.queries.schema import SCHEMA_REVISION, make_config
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete, JobFacts, NotApplicable, State, Waiting
+from dicom_node.tables import JobRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 from tests.builders import COMPREHENSIVE_SR, DX_PROCESSING_STORAGE, encode, make_cxr_dataset, make_report_dataset
 
@@ -395,6 +396,19 @@ def test_leases_of_the_dead_are_freed(sessions: Sessions) -> None:
         assert queries.free_leases(session, "dead", NOW) == 1
         assert queries.lease_tokens(session) == ()
         assert queries.jobs_to_ring(session, NOW, 10) == ((job_id, "COMPLETE"),)
+
+
+def test_a_death_is_counted_and_a_clean_end_is_none(sessions: Sessions) -> None:
+    job_id = make_complete_job(sessions)
+    for deaths, free in ((1, queries.free_leases), (1, queries.give_back_leases), (2, queries.free_leases)):
+        assert claim(sessions, job_id, "COMPLETE", "worker")
+        with sessions.begin() as session:
+            free(session, "worker", NOW)
+            assert session.get_one(JobRow, job_id).deaths == deaths
+    late = NOW + LEASE
+    assert claim(sessions, job_id, "COMPLETE", "hangs", NOW)
+    taken = claim(sessions, job_id, "COMPLETE", "next", late)
+    assert taken is not None and taken.deaths == 3
 
 
 # ---- concurrency -----------------------------------------------------------------------------------------------------

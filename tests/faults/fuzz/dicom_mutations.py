@@ -106,7 +106,8 @@ def _read_element(content: bytes, at: int, is_implicit: bool) -> Element | None:
         length_at, size = (at + 8, 4) if vr in LONG else (at + 6, 2)
     value_at = length_at + size
     length = int.from_bytes(content[length_at:value_at], "little")
-    if length == UNDEFINED or vr == b"SQ" or (tag == ITEM and _looks_nested(content, value_at, is_implicit)):
+    is_sequence = vr == b"SQ" or (not vr and content.startswith(b"\xfe\xff\x00\xe0", value_at))
+    if length == UNDEFINED or is_sequence or (tag == ITEM and _looks_nested(content, value_at, is_implicit)):
         length = 0  # what is inside comes next
     return Element(tag, vr, at, length_at, size, value_at, value_at + length)
 

@@ -79,23 +79,20 @@ def run_isolated(surface: str, cases: int, first: int = 0) -> Figures:
 
 def _run_until_violation(surface: str, first: int, end: int) -> tuple[int, str]:
     """Return the last seed that was run, and its violation if it is one."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", __name__, surface, str(first), str(end)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        )  # fmt: skip
+    command = [sys.executable, "-X", "faulthandler", "-m", __name__, surface, str(first), str(end)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, env=environment) as process,
+    ):
         try:
             return _follow(process, errors, first - 1)
         finally:
             process.kill()
-            process.wait()
 
 
-def _follow(process: subprocess.Popen[str], errors: IO[str], last: int) -> tuple[int, str]:
-    began = False
-    for line in _lines(process, START_S if not began else HANG_S):
-        began = True
+def _follow(process: subprocess.Popen[bytes], errors: IO[str], last: int) -> tuple[int, str]:
+    for line in _lines(process):
         if line is None:
             return max(last, 0), "hang: no sign of life"
         said = json.loads(line)
@@ -109,10 +106,10 @@ def _follow(process: subprocess.Popen[str], errors: IO[str], last: int) -> tuple
     return last, f"the process ended with {code}: {errors.read()[:1500]}"
 
 
-def _lines(process: subprocess.Popen[str], start_s: float) -> Iterator[str | None]:
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str | None]:
     """Yield what the process says, None where it says nothing for too long."""
     assert process.stdout is not None
-    pending, within_s = b"", start_s
+    pending, within_s = b"", START_S
     while True:
         ready, _, _ = select.select([process.stdout], [], [], within_s)
         if not ready:
