@@ -7,8 +7,9 @@ used at all, is decided elsewhere.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydicom.dataset import Dataset
 
@@ -104,12 +105,13 @@ class _Visit:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Characters [start, end) of the text under one section, and where in it which content item begins."""
+    """Characters [start, end) of the text under one section; which content items begin in it, and where."""
 
     start: int
     end: int
     section: Section
-    paths: tuple[tuple[int, str], ...]
+    starts: list[int]
+    paths: list[str]
 
 
 def read_report(ds: Dataset) -> Report:
@@ -332,16 +334,19 @@ def _extend_runs(runs: list[_Run], piece: _Piece, offset: int) -> None:
     for number, part in enumerate(split_sections(piece.text, piece.section)):
         if part.is_heading:
             continue
-        run = _Run(offset + part.start, offset + part.end, part.section, ((offset + part.start, piece.item_path),))
-        if piece.continues and number == 0 and runs and runs[-1].section == run.section:
+        start, end = offset + part.start, offset + part.end
+        if piece.continues and number == 0 and runs and runs[-1].section == part.section:
             last = runs.pop()
-            run = _Run(last.start, run.end, run.section, last.paths + run.paths)
-        runs.append(run)
+            last.starts.append(start)
+            last.paths.append(piece.item_path)
+            runs.append(replace(last, end=end))
+        else:
+            runs.append(_Run(start, end, part.section, [start], [piece.item_path]))
 
 
 def _split_run(text: str, run: _Run) -> Iterator[Sentence]:
     """Lines that are left after unwrapping are statements of their own, whether or not a full stop ends them."""
     for line in _LINE.finditer(text, run.start, run.end):
         for span in split_sentences(text, line.start(), line.end()):
-            path = [path for start, path in run.paths if start <= span.start][-1]
+            path = run.paths[bisect_right(run.starts, span.start) - 1]
             yield Sentence(span.start, span.end, run.section, path)

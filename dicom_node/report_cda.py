@@ -144,7 +144,10 @@ def _text_of(element: Element | None) -> str:
 
     No empty lines: they would end a section that was typed into the text.
     """
-    return "" if element is None else re.sub(r"\s*\n\s*", "\n", "".join(_pieces(element)))
+    if element is None:
+        return ""
+    # blanks first: to look behind a run of them for a line end costs the square of its length
+    return re.sub(r" ?\n[ \n]*", "\n", re.sub(r" {2,}", " ", "".join(_pieces(element))))
 
 
 def _pieces(element: Element) -> Iterator[str]:

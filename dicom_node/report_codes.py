@@ -154,6 +154,9 @@ _FREE_NAMES = r".*\bobserver('s)?( .*)?|.*organi[sz]ation name|radiation (exposu
 _MEANINGS = {section: re.compile(rf"\s*(?:{words})\s*", re.IGNORECASE) for section, words in _HEADINGS.items()}
 _MEANINGS["other"] = re.compile(rf"\s*(?:{_HEADINGS['other']}|{_FREE_NAMES})\s*", re.IGNORECASE)
 
+MAX_HEADING = 200
+"""Characters; a code meaning has 64 at most (PS3.5 6.2), but a sender may write any number."""
+
 _WORDS = "|".join(f"(?:{words})" for words in _HEADINGS.values())
 HEADING = re.compile(
     rf"^[ \t]*(?P<line>{_WORDS})(?:[ \t]*[:\uff1a]|[ \t]+[-\u2013\u2014](?=[ \t])|[ \t]*$)"
@@ -195,4 +198,6 @@ def find_section(concept: Concept) -> Section | None:
 
 def find_heading(words: str) -> Section | None:
     """Return the section that a heading names, None for words that are no heading."""
+    if len(words) > MAX_HEADING:
+        return None
     return next((section for section, pattern in _MEANINGS.items() if pattern.fullmatch(words)), None)

@@ -360,7 +360,7 @@ def _commit(dispatch: DispatchFacts, resources: Resources, failure: str, now: da
     if out_of_patience:
         why = f"given up after {dispatch.attempts} tries: {why}"
     ending = queries.Ending(
-        now + pause, now + report_within, why if "knowmvg" in why else f"{why}: {advice}", give_up or out_of_patience
+        now + pause, now + report_within, why, "" if "knowmvg" in why else f": {advice}", give_up or out_of_patience
     )
     with resources.sessions.begin() as session:
         state = queries.end_try(session, dispatch, resources.token, ending, now)

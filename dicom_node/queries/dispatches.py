@@ -53,11 +53,12 @@ class Delivery:
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How a try ends: when the dispatch is looked at again (if something is to be sent, or if only a confirmation is
-    waited for), why it is not over, and whether what is still open is given up."""
+    waited for), why it is not over, what to do if it is given up, and whether what is still open is given up now."""
 
     pending_at: datetime
     confirming_at: datetime
     failure: str
+    advice: str = ""
     give_up: bool = False
 
 
@@ -273,7 +274,8 @@ def settle_dispatch(session: Session, dispatch: DispatchRow, ending: Ending, now
         dispatch.failure = ending.failure or None
         _show_in_job(session, dispatch.job_id, now)
         return
-    dispatch.failure = (ending.failure or dispatch.failure) if dispatch.state == "DEAD" else None
+    why = ending.failure or dispatch.failure or ""
+    dispatch.failure = f"{why}{ending.advice}" if dispatch.state == "DEAD" else None
     session.flush()
     if dispatch.state == "DELIVERED":
         _note_delivered(session, dispatch, now)

@@ -121,3 +121,21 @@ def test_the_repository_stays_small() -> None:
     large = {name_of(path): path.stat().st_size for path in tracked_files() if path.stat().st_size > 1_000_000}
     assert all(name.startswith("grounding/checkpoints/") for name in large), large
     assert sum(path.stat().st_size for path in (ROOT / "grounding" / "checkpoints").rglob("*")) <= 40 * 1024**2
+
+
+UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "joblib", "dill"}
+
+
+def test_nothing_that_runs_code_is_ever_loaded() -> None:
+    """No pickle in any clothes, no YAML that makes objects, no eval."""
+    found = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = {alias.name.split(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            unsafe_call = call.startswith(("eval(", "exec(", "yaml.load(", "yaml.unsafe_load(")) or (
+                call.startswith("torch.load(") and "weights_only=True" not in call
+            )
+            found += [f"{name_of(path)}: {call or sorted(names)}"] if names & UNSAFE_MODULES or unsafe_call else []
+    assert found == []
