@@ -61,8 +61,10 @@ class Errand:
 def open_dispatches(session: Session, job_id: int, resources: Resources) -> tuple[int, ...]:
     """Open the dispatches of a job whose results are written, and return those that are to be rung for.
 
-    A job without results is DELIVERED by this, one with nowhere to go FAILED.
+    A job without results is DELIVERED by this, one with nowhere to go FAILED; one that was cancelled has none.
     """
+    if not queries.is_written(session, job_id):
+        return ()
     now = resources.clock()
     names = [destination.name for destination in resources.settings.destinations]
     opened = queries.open_dispatches(session, job_id, names, now)

@@ -124,6 +124,11 @@ def end_delivery(
     return True
 
 
+def is_written(session: Session, job_id: int) -> bool:
+    """Tell whether a job is WRITTEN, and keep it so until the end of the transaction."""
+    return session.scalar(select(JobRow.state).where(JobRow.job_id == job_id).with_for_update()) == "WRITTEN"
+
+
 def note_opened(session: Session, job_id: int, again_at: datetime) -> None:
     """Note that the dispatches of a WRITTEN job are open; they are looked for again at `again_at`."""
     session.execute(update(JobRow).where(JobRow.job_id == job_id, JobRow.state == "WRITTEN").values(due_at=again_at))

@@ -495,3 +495,21 @@ def test_a_line_is_a_statement_unless_its_last_word_ends_none(text: str, sentenc
 def test_a_text_of_abbreviations_is_read_in_time_that_grows_as_it_does(text: str) -> None:
     # What costs the square of its length would take hours here; the limit of the test says so.
     assert read_report(make_report_dataset([make_text(text, FREE)])).text
+
+
+def test_each_sentence_of_running_text_knows_its_item() -> None:
+    items = [make_text(text) for text in ("Left effusion", "is small. No", "pneumothorax. Heart", "is normal.")]
+    running = make_item("CONTAINER", FINDINGS, ContinuityOfContent="CONTINUOUS", ContentSequence=items)
+    report = read_report(make_report_dataset([running]))
+    assert [(report.text[one.start : one.end], one.item_path) for one in report.sentences] == [
+        ("Left effusion is small.", "1.1.1"),
+        ("No pneumothorax.", "1.1.2"),
+        ("Heart is normal.", "1.1.3"),
+    ]
+
+
+@pytest.mark.timeout(30)
+def test_running_text_of_many_items_costs_no_more_than_their_number() -> None:
+    items = [make_text("Dull.")] * 60_000
+    running = make_item("CONTAINER", FINDINGS, ContinuityOfContent="CONTINUOUS", ContentSequence=items)
+    assert len(read_report(make_report_dataset([running])).sentences) == 60_000

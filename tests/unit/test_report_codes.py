@@ -97,3 +97,8 @@ def test_section_codes_agree_with_the_published_meanings():
 def test_code_decides_before_the_words():
     assert find_section(Concept("18834-2", "LN", "Findings")) == "comparison"
     assert find_section(Concept("?", "99LOCAL", "Liver")) is None
+
+
+@pytest.mark.timeout(20)
+def test_words_without_end_are_no_heading() -> None:
+    assert find_heading("observer " * 100_000 + "\n!") is None

@@ -157,21 +157,32 @@ def _deep(random: Random) -> list[Dataset]:
 
 def _wide(random: Random) -> list[Dataset]:
     one = make_text(random.choice(("a", "Left effusion.", "")))
-    return [make_item("CONTAINER", NAMES[0], ContinuityOfContent="CONTINUOUS", ContentSequence=[one] * 2000)]
+    return [
+        make_item(
+            "CONTAINER", NAMES[0], ContinuityOfContent="CONTINUOUS", ContentSequence=[one] * random.choice((100, 5000))
+        )
+    ]
+
+
+def _named(random: Random) -> list[Dataset]:
+    """Return items whose names go on and on."""
+    name = ("1", "99X", random.choice(("observer ", "prior ", "Findings:", " ")) * random.choice((100, 6000)) + "\n!")
+    return [make_section(name, [make_text("Left effusion.", name)] * 5)]
 
 
 def _huge(random: Random) -> list[Dataset]:
     return [make_text(random.choice(PHRASES) * random.choice((20_000, 200_000)))]
 
 
-EXCESSES: tuple[Callable[[Random], list[Dataset]], ...] = (_deep, _wide, _huge)
+EXCESSES: tuple[Callable[[Random], list[Dataset]], ...] = (_deep, _wide, _named, _huge)
 
 
 # ---- CDA documents ---------------------------------------------------------------------------------------------------
 
 HOSTILE = (
     '<!DOCTYPE a [<!ENTITY b "cccc">]>', '<!DOCTYPE a SYSTEM "file:///etc/passwd">', '<?xml-stylesheet href="x"?>',
-    "<![CDATA[<p>]]>", "&lt;", "&undefined;", "&#0;", "&#xD800;", "<td/>" * 3000, "<item>" * 120, "<br/>" * 3000,
+    "<![CDATA[<p>]]>", "&lt;", "&undefined;", "&#0;", "&#xD800;", "<td/>" * 3000, "<td/>" * 60_000,
+    "<item>" * 120, "<br/>" * 3000,
     "<paragraph>" * 50 + "</paragraph>" * 50, 'x="' + "y" * 70_000 + '"', "<!-- -- -->", "\0", "\ufffe", "</text>",
     "<section>", "<component><section><text>a</text></section></component>", " " * 5000, "\n" * 5000,
     '<content revised="delete">', "<title/>", 'xmlns="urn:x"', 'xmlns:a=""', "<a:b/>", '<footnote ID="1"/>',
