@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import queue
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,6 +178,12 @@ class SpoolingProvider(DIMSEServiceProvider):
         super().receive_primitive(primitive)
 
     def discard(self) -> None:
-        """Remove what came of a message that will not be completed."""
+        """Remove what came of a message that will not be completed, and of those that nobody will take up."""
         if self.message is not None and isinstance(self.message.data_set, Spool):
             self.message.data_set.discard()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                _, waiting = self.msg_queue.get_nowait()
+                if isinstance(spool := getattr(waiting, "DataSet", None), Spool):
+                    spool.discard()
+        self.msg_queue.put((None, None))  # pynetdicom's word for nothing more

@@ -7,6 +7,7 @@ threads. Its server and its request handler are the places to mend that: they ma
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import secrets
@@ -30,6 +31,7 @@ from pynetdicom._handlers import (
 )
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import AA_4
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from dicom_node.logs import log_event
@@ -193,12 +195,14 @@ class ReceivingHandler(RequestHandler):
         accepted = association.dul.socket
         if isinstance(accepted, AssociationSocket):
             accepted.recv = functools.partial(_receive, association, self.request)  # type: ignore[method-assign]
+            accepted._shutdown_socket = functools.partial(_hang_up, self.request)  # type: ignore[method-assign]
         association.dimse = SpoolingProvider(association, self.server.intake)
         association.dul.receive_pdu = functools.partial(  # type: ignore[method-assign]
             _receive_pdu, association.dul, association.dul.receive_pdu
         )
         machine = association.dul.state_machine
-        machine.do_action = functools.partial(_act, machine.do_action)  # type: ignore[method-assign]
+        machine.do_action = functools.partial(_act, association, machine.do_action)  # type: ignore[method-assign]
+        association.run = functools.partial(_run, association, association.run)  # type: ignore[method-assign]
         self.server.note_visit(association, Visit(self._certificate))
         return association
 
@@ -218,12 +222,36 @@ def _receive_pdu(
     return receive(wait=False)
 
 
-def _act(do_action: Callable[[str], None], event: str) -> None:
+def _act(association: Association, do_action: Callable[[str], None], event: str) -> None:
     """Let the state machine act. What foreign bytes make it raise ends the association, which hangs up; no more."""
     try:
         do_action(event)
     except Exception as error:  # noqa: BLE001 - pynetdicom raises many kinds on damaged messages, and ends its thread
-        log_event(logger, "association broken off", level=logging.WARNING, reason=f"{type(error).__name__}: {error}")
+        _tell_broken_off(error)
+        association.dul.artim_timer.stop()
+        association.dul.state_machine.transition(AA_4(association.dul))  # as if the peer had hung up
+
+
+def _run(association: Association, run: Callable[[], None]) -> None:
+    """Run the thread of an association. Where it raises, over a request without its syntaxes, the connection ends."""
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001 - as above
+        _tell_broken_off(error)
+        if isinstance(association.dul.socket, AssociationSocket):
+            association.dul.socket.close()
+        association.kill()
+
+
+def _tell_broken_off(error: Exception) -> None:
+    log_event(logger, "association broken off", level=logging.WARNING, reason=f"{type(error).__name__}: {error}")
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Close a connection, also one that the peer has reset: pynetdicom leaves that open."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _receive(association: Association, connection: socket.socket, count: int) -> bytearray:

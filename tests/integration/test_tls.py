@@ -148,7 +148,8 @@ def test_a_peer_is_known_by_its_certificate(
     node = make_node(own)
     assert is_let_in(node, context(authority, theirs))
     assert not is_let_in(node, context(authority, authority.issue("stranger")))
-    assert "its certificate is not the one that receiver.peers has for it" in audited(node)
+    reason = "its certificate is not the one that receiver.peers has for it"
+    wait_until(lambda: reason in audited(node), "the refusal to be audited", 10)
 
 
 def test_who_says_nothing_blocks_nobody(make_node: Callable[..., Node], authority: Authority, theirs: Pair) -> None:
