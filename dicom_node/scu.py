@@ -251,6 +251,24 @@ class _Requestor(ApplicationEntity):
             self._socket.close()
 
 
+_run_reactor = Association._run_reactor
+
+
+def _run_reactor_to_its_end(association: Association) -> None:
+    """Run the thread of an association, and leave it paused: nobody waits for it to pause any more.
+
+    pynetdicom 3.0 spins for ever where it is asked to send or to release just when its thread has ended, because the
+    peer hung up in that moment.
+    """
+    try:
+        _run_reactor(association)
+    finally:
+        association._is_paused = True
+
+
+Association._run_reactor = _run_reactor_to_its_end  # type: ignore[method-assign, assignment]
+
+
 @contextmanager
 def open_association(
     peer: Peer,

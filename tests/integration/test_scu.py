@@ -172,3 +172,23 @@ def test_echo(pacs: FakePacs) -> None:
     pacs.stop()
     with pytest.raises(TransientError, match="cannot be reached"):
         echo(destination, "KNOWMVG")
+
+
+def test_an_association_whose_thread_has_ended_is_not_waited_for(
+    pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer may hang up between the look whether an association is open and the request on it."""
+    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    done = threading.Event()
+
+    def deliver() -> None:
+        with connected(pacs) as archive:
+            association = archive._association
+            association._kill = True
+            wait_until(lambda: not association.is_alive(), "the thread of the association to end", 10)
+            association.is_established = True
+            archive.find("1.2", Candidate("1.2", "1.3", "1.4", Path("none")))
+        done.set()
+
+    threading.Thread(target=deliver, daemon=True).start()
+    assert done.wait(20)
