@@ -7,6 +7,7 @@ nothing waits for ever: whoever stops answering, in the middle of a PDU or of a 
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
 from pynetdicom.presentation import build_context, build_role
 from pynetdicom.transport import AssociationSocket
@@ -40,6 +42,7 @@ TRANSFER_SYNTAXES: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEn
 CONNECT_TIMEOUT_S = 10
 ANSWER_TIMEOUT_S = 30
 JOIN_S = 2
+PAUSE_S = 5
 REJECTED_TRANSIENT = 2
 """Result of an A-ASSOCIATE-RJ, PS3.8 9.3.4."""
 
@@ -110,7 +113,8 @@ class Archive:
             return None
         ds = dcmread(candidate.path)
         try:
-            return _status_of(self._association.send_c_store(ds))
+            with _bounded(self._association):
+                return _status_of(self._association.send_c_store(ds))
         except RuntimeError:  # it was lost between the look and the call
             return None
 
@@ -126,7 +130,8 @@ class Archive:
         keys.StudyInstanceUID, keys.SeriesInstanceUID = study_instance_uid, candidate.series_instance_uid
         keys.SOPInstanceUID = candidate.sop_instance_uid
         try:
-            return self._find(keys, candidate.sop_instance_uid)
+            with _bounded(self._association):
+                return self._find(keys, candidate.sop_instance_uid)
         except RuntimeError:
             return False
 
@@ -148,7 +153,10 @@ class Archive:
             return None
         request = make_request(transaction_uid, references)
         try:
-            answer, _ = self._association.send_n_action(request, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE)
+            with _bounded(self._association):
+                answer, _ = self._association.send_n_action(
+                    request, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE
+                )
         except RuntimeError:
             return None
         return _status_of(answer)
@@ -251,6 +259,21 @@ class _Requestor(ApplicationEntity):
             self._socket.close()
 
 
+@contextmanager
+def _bounded(association: Association) -> Iterator[None]:
+    """Let a request go on that waits for the association's thread to pause, after a while in any case.
+
+    pynetdicom 3.0 waits for that without an end; the answer itself it waits for as long as its time-outs say.
+    """
+    timer = threading.Timer(PAUSE_S, setattr, (association, "_is_paused", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 _run_reactor = Association._run_reactor
 
 
@@ -282,7 +305,8 @@ def open_association(
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ANSWER_TIMEOUT_S
     contexts = [build_context(syntax, TRANSFER_SYNTAXES) for syntax in abstract_syntaxes]
-    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report])] if on_report else []
+    answering = _Answering()
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report, answering])] if on_report else []
     tls = (client_context(peer.tls), peer.tls.server_name or peer.host) if peer.tls else None
     try:
         association = ae.associate(
@@ -293,16 +317,42 @@ def open_association(
     if not association.is_established:
         ae.close_socket()
         raise AbsentError(_explain_no_association(peer, association))
+    association.dimse.send_msg = partial(answering.send, association.dimse.send_msg)  # type: ignore[method-assign]
     try:
         yield association
     finally:
+        answering.wait()
         if association.is_established:
-            association.release()
+            with _bounded(association):
+                association.release()
         association.join(JOIN_S)
         ae.close_socket()
 
 
-def _take_report(event: Event, on_report: Report) -> tuple[int, None]:
+class _Answering:
+    """A report that is being answered on an association, which is not released before: nothing may be sent after."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._done.set()
+
+    def begin(self) -> None:
+        """Note that a report came."""
+        self._done.clear()
+
+    def send(self, send_msg: Callable[[Any, int], None], primitive: Any, context_id: int) -> None:
+        """Send a message, and note if that was the answer."""
+        send_msg(primitive, context_id)
+        if isinstance(primitive, N_EVENT_REPORT):
+            self._done.set()
+
+    def wait(self) -> None:
+        """Wait, not for ever, until the answer is on its way."""
+        self._done.wait(JOIN_S)
+
+
+def _take_report(event: Event, on_report: Report, answering: _Answering) -> tuple[int, None]:
+    answering.begin()
     return on_report(event.event_information), None
 
 

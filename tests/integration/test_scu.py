@@ -192,3 +192,22 @@ def test_an_association_whose_thread_has_ended_is_not_waited_for(
 
     threading.Thread(target=deliver, daemon=True).start()
     assert done.wait(20)
+
+
+def test_an_association_whose_thread_never_pauses_is_released_all_the_same(
+    pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.scu.PAUSE_S", 0.3)
+    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    done = threading.Event()
+
+    def deliver() -> None:
+        with connected(pacs) as archive:
+            association = archive._association
+            association._reactor_checkpoint.clear()  # its thread stands still
+            wait_until(lambda: association._is_paused, "it to stand", 10)
+            association._is_paused = False  # and nobody knows
+        done.set()
+
+    threading.Thread(target=deliver, daemon=True).start()
+    assert done.wait(20)
