@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,13 @@ def pacs() -> Iterator[FakePacs]:
     """An archive that listens."""
     with FakePacs() as pacs:
         yield pacs
+
+
+@pytest.fixture(autouse=True)
+def own_garbage() -> Iterator[None]:
+    """Let what a test left, such as the sockets of a sender that nobody answered, be found missing in that test."""
+    yield
+    gc.collect()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -24,6 +24,7 @@ from tests.fakes import FakePacs
 from tests.faults.site import Site, Tally, make_study, part_files, stray_files, try_store
 from tests.servers import Postgres, Redis
 
+ANSWERS = {-2: "rejected for now", None: "none"}
 FOR_NOW = {0x0000, 0xA700, -2, None}
 """What a sender may see: success, out of resources, a rejection for now, nothing at all."""
 
@@ -176,7 +177,7 @@ def test_a_disk_that_is_full(
         left = part_files(site.settings)
     tally.measured = {
         "acknowledged again after s (longest)": round(max(resumed), 1), "corrupt files": len(strays),
-        "half-written files": len(left), "statuses": sorted(str(status) for status in site.statuses),
+        "half-written files": len(left), "answers": sorted(ANSWERS.get(status, f"0x{status or 0:04X}") for status in site.statuses),
     }  # fmt: skip
     tally.publish(record_property)
     assert tally.counts == (0, 0, 0, 0)

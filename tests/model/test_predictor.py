@@ -55,10 +55,9 @@ def test_what_a_free_model_makes_up_is_dropped_and_counted() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 4])
-def test_studies_asked_at_once_get_what_each_gets_alone(monkeypatch: pytest.MonkeyPatch, views: int) -> None:
-    for name, size in (("ENCODE_AT_ONCE", 2), ("READ_AT_ONCE", 5), ("DECODE_AT_ONCE", 3)):
-        monkeypatch.setattr(predictor, name, size)
+def test_studies_asked_at_once_get_what_each_gets_alone(views: int) -> None:
     model = make_predictor(decision={"views": views, "presence": 0.0})
+    model._batches = predictor.Batches(images=2, sentences=5, phrases=3)
     images = [tiny_image(seed=seed) for seed in range(4)]
     studies = [
         ([images[0], images[1]], REPORT),
