@@ -177,7 +177,8 @@ def test_a_disk_that_is_full(
         left = part_files(site.settings)
     tally.measured = {
         "acknowledged again after s (longest)": round(max(resumed), 1), "corrupt files": len(strays),
-        "half-written files": len(left), "answers": sorted(ANSWERS.get(status, f"0x{status or 0:04X}") for status in site.statuses),
+        "half-written files": len(left),
+        "answers": sorted(ANSWERS.get(status, f"0x{status or 0:04X}") for status in site.statuses),
     }  # fmt: skip
     tally.publish(record_property)
     assert tally.counts == (0, 0, 0, 0)
