@@ -25,7 +25,7 @@ from dicom_node.header import DECODE_ERRORS, read_number, read_text, read_value
 from dicom_node.jpeg_extended import EXTENDED, FULL_PROGRESSION, SPECTRAL_SELECTION
 from grounding.types import Image
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS = 100_000_000
 """Larger frames than any radiograph are refused before memory is asked for."""
 
 PLUGINS = {
