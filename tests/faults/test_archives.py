@@ -163,7 +163,7 @@ def test_an_archive_that_misbehaves(
     record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
     good, wayward = archives
-    count, pace_s = (500, 0.6) if full else (24, 0.6)
+    count, pace_s = (500, 0.8) if full else (24, 0.6)
     wayward.is_good = True
     calm = send_studies(deliveries, wayward, "calm", (count // 3, pace_s))
     wait_until(lambda: no_open(deliveries), "the calm deliveries", 600)
