@@ -196,7 +196,7 @@ def _keep(errand: Errand, deliveries: Iterable[Delivery]) -> None:
 def _send_part(errand: Errand, archive: Archive, part: Part, delivery: Delivery) -> tuple[Delivery, str]:
     """Send the first candidate that the archive takes; return what became of it, and what went wrong."""
     refused: tuple[Delivery, str] | None = None
-    for candidate in part.candidates:
+    for candidate in _candidates(part, delivery):
         if not archive.accepts(candidate.sop_class_uid):
             continue
         status = archive.store(candidate)
@@ -211,6 +211,17 @@ def _send_part(errand: Errand, archive: Archive, part: Part, delivery: Delivery)
         if state == "PENDING" and status != PROCESSING_FAILURE:
             return refused
     return refused or _nothing_accepted(errand, archive, part, delivery)
+
+
+def _candidates(part: Part, delivery: Delivery) -> tuple[Candidate, ...]:
+    """Return what may be sent now: only what was sent before, unless the archive refused that for good.
+
+    An archive that broke off may have kept it all the same; another SR of the same content would be a second result.
+    """
+    if read_status(delivery.status).verdict == "permanent":
+        return part.candidates
+    sent = tuple(one for one in part.candidates if one.sop_instance_uid == delivery.sop_instance_uid)
+    return sent or part.candidates
 
 
 def _nothing_accepted(errand: Errand, archive: Archive, part: Part, delivery: Delivery) -> tuple[Delivery, str]:

@@ -409,6 +409,28 @@ def test_archive_that_drops_the_association_is_tried_again(tmp_path: Path, pacs:
     assert rig.job(job["job_id"])["state"] == "DELIVERED"
 
 
+def test_an_archive_that_may_have_kept_an_sr_is_given_no_other(tmp_path: Path, pacs: FakePacs) -> None:
+    """It kept the first one and broke off before it said so; then it refuses that class."""
+    seen: list[str] = []
+
+    def drop(event: Event) -> int | None:
+        uid = str(getattr(event.request, "AffectedSOPClassUID", ""))
+        seen.append(uid)
+        if uid == COMPREHENSIVE_3D_SR and seen.count(uid) == 1:
+            event.assoc.abort()
+        return None
+
+    pacs.misbehave = drop
+    rig = make_rig(tmp_path, pacs)
+    job = run(rig)
+    assert len(pacs.structured_reports()) == 1  # and the node does not know
+    pacs.refused = {COMPREHENSIVE_3D_SR: 0xC000}
+    for _ in range(3):
+        rig.settle(seconds=1200)
+    assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_3D_SR]
+    assert rig.job(job["job_id"])["state"] == "FAILED"
+
+
 # ---- workers that die, messages that come twice ----------------------------------------------------------------------
 
 
