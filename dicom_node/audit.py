@@ -40,15 +40,19 @@ EVENTS: dict[Kind, tuple[Code, Code | None, str]] = {
     "application stop": (APPLICATION_ACTIVITY, ("110121", "DCM", "Application Stop"), "E"),
     "association refused": (SECURITY_ALERT, ("110126", "DCM", "Node Authentication"), "E"),
     "instances received": (INSTANCES_TRANSFERRED, None, "C"),
-    "results exported": (INSTANCES_TRANSFERRED, None, "C"),
+    "results exported": (INSTANCES_TRANSFERRED, None, "R"),
     "study accessed": (INSTANCES_ACCESSED, None, "R"),
     "study changed": (INSTANCES_ACCESSED, None, "U"),
     "configuration changed": (SECURITY_ALERT, ("110131", "DCM", "Software Configuration"), "E"),
     "node alert": (SECURITY_ALERT, ("capacity", PRIVATE_SCHEME, "Capacity Alert"), "E"),
 }
-"""EventID, EventTypeCode and EventActionCode of each kind (PS3.15 A.5.3; CID 400 to 403)."""
+"""EventID, EventTypeCode and EventActionCode of each kind (PS3.15 A.5.3; CID 400 to 403).
+
+Who sends does not know what the receiver held before: then the action is R (A.5.3.7).
+"""
 
 APPLICATION: Code = ("110150", "DCM", "Application")
+LAUNCHER: Code = ("110151", "DCM", "Application Launcher")
 DESTINATION_ROLE: Code = ("110152", "DCM", "Destination Role ID")
 SOURCE_ROLE: Code = ("110153", "DCM", "Source Role ID")
 
@@ -133,7 +137,10 @@ def _add_event(message: Element, event: AuditEvent, at: datetime) -> None:
 
 
 def _add_participants(message: Element, event: AuditEvent, source: AuditSource) -> None:
-    """Add who took part: source and destination of a transfer, the actor of anything else, and this process."""
+    """Add who took part: source and destination of a transfer, the actor of anything else, and this process.
+
+    In a security alert the process that reports comes first, and who did it never is the requestor (A.5.3.11).
+    """
     here = (source.node, source.address)
     actor, peer = (event.actor, event.actor_address), (event.peer, event.peer_address)
     if event.kind == "instances received":
@@ -143,9 +150,11 @@ def _add_participants(message: Element, event: AuditEvent, source: AuditSource) 
         _add_participant(message, here, SOURCE_ROLE, requestor=True)
         _add_participant(message, peer, DESTINATION_ROLE, requestor=False)
     else:
-        if event.actor or event.actor_address:
-            _add_participant(message, actor, None, requestor=True)
-        _add_participant(message, here, APPLICATION, requestor=not event.actor)
+        alert, known = EVENTS[event.kind][0] == SECURITY_ALERT, any(actor)
+        role = LAUNCHER if EVENTS[event.kind][0] == APPLICATION_ACTIVITY else None
+        _add_participant(message, here, APPLICATION, requestor=not known)
+        if known:
+            _add_participant(message, actor, role, requestor=not alert)
 
 
 def _add_participant(message: Element, party: tuple[str, str], role: Code | None, *, requestor: bool) -> None:
@@ -168,8 +177,9 @@ def _address_type(address: str) -> str:
 def _add_objects(message: Element, event: AuditEvent) -> None:
     if event.study_instance_uid:
         study = _add_object(message, event.study_instance_uid, ("2", "3"), STUDY_UID_TYPE)
+        described = SubElement(study, "ParticipantObjectDescription") if event.sop_classes else study
         for uid, count in sorted(event.sop_classes.items()):
-            SubElement(study, "SOPClass", _clean({"UID": uid, "NumberOfInstances": str(count)}))
+            SubElement(described, "SOPClass", _clean({"UID": uid, "NumberOfInstances": str(count)}))
     if event.patient_id:
         _add_object(message, event.patient_id, ("1", "1"), PATIENT_NUMBER_TYPE)
 
@@ -183,6 +193,7 @@ def _add_object(message: Element, object_id: str, kind: tuple[str, str], id_type
     }
     element = SubElement(message, "ParticipantObjectIdentification", _clean(attributes))
     _add_code(element, "ParticipantObjectIDTypeCode", id_type)
+    SubElement(element, "ParticipantObjectName").text = _legal(object_id)  # the schema asks for a name or a query
     return element
 
 

@@ -19,6 +19,9 @@ PRIORITY = 85
 MESSAGE_ID = "DICOM+RFC3881"
 """MSGID of an audit message, PS3.15 A.6.1."""
 
+IDLE_S = 60
+"""After so long without a message the kernel asks whether the collector is still there (else after two hours)."""
+
 _NOT_PRINTABLE = re.compile(r"[^\x21-\x7e]")
 
 
@@ -44,6 +47,7 @@ class SyslogConnection:
         plain = socket.create_connection((host, port), timeout=timeout_s)
         try:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
             self._socket = context.wrap_socket(plain, server_hostname=host) if context else plain
         except OSError:
@@ -63,8 +67,9 @@ class SyslogConnection:
 
     def check(self) -> None:
         """Raise OSError if the collector has hung up."""
-        readable, _, _ = select.select([self._socket], [], [], 0)
-        if readable and self._read() == b"":
+        poll = select.poll()  # takes any descriptor; select refuses those above 1023 with a ValueError
+        poll.register(self._socket, select.POLLIN)
+        if poll.poll(0) and self._read() == b"":
             raise ConnectionResetError("the collector hung up")
 
     def _read(self) -> bytes:
@@ -79,6 +84,10 @@ class SyslogConnection:
             self._socket.settimeout(before)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; over TLS with the close_notify that RFC 5425 4.4 asks for, without waiting for the other one."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(self._socket, ssl.SSLSocket):
+                self._socket.settimeout(0)
+                self._socket.unwrap()
         with contextlib.suppress(OSError):
             self._socket.close()

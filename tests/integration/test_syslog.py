@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import re
 import socket
 import ssl
@@ -138,6 +139,36 @@ def test_what_was_sent_just_before_hanging_up_arrives(collector: Collector, cont
     with connect(collector, contexts[1]) as connection:
         connection.send(make_frame("only"))
     wait_until(lambda: collector.messages == ["only"], "the message", 10)
+
+
+def test_we_hang_up_as_tls_asks_for(authority: Authority) -> None:
+    """RFC 5425 4.4: close_notify; without it a collector cannot tell the end from a truncation."""
+    theirs, ends = server_context(authority.issue("collector")), list[bytes]()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def read() -> None:
+            plain, _ = server.accept()
+            with theirs.wrap_socket(plain, server_side=True, suppress_ragged_eofs=False) as connection:
+                ends.extend(iter(lambda: connection.recv(65536), b""))
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        port = server.getsockname()[1]
+        with SyslogConnection("127.0.0.1", port, client_context(authority)) as connection:
+            connection.send(make_frame("last"))
+        thread.join()
+    assert b"".join(ends) == make_frame("last")
+
+
+def test_descriptors_above_1023_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector()
+    with connect(collector, None) as connection:
+        high = fcntl.fcntl(connection._socket, fcntl.F_DUPFD, 1100)
+        with socket.socket(fileno=high) as duplicate:
+            monkeypatch.setattr(connection, "_socket", duplicate)
+            connection.check()
+            monkeypatch.undo()
+    collector.close()
 
 
 def test_a_collector_that_hung_up_is_noticed_before_anything_is_sent(collector: Collector, contexts: Contexts) -> None:

@@ -49,8 +49,10 @@ def test_every_kind_has_the_parts_in_the_order_of_the_schema(kind: Kind) -> None
     for participant in message.iter("ActiveParticipant"):
         assert participant.get("UserID") and participant.get("UserIsRequestor") in ("true", "false")
     for thing in message.iter("ParticipantObjectIdentification"):
-        assert thing[0].tag == "ParticipantObjectIDTypeCode"
+        assert [child.tag for child in thing][:2] == ["ParticipantObjectIDTypeCode", "ParticipantObjectName"]
+        assert {child.tag for child in thing[2:]} <= {"ParticipantObjectDescription"}
         assert thing.get("ParticipantObjectID")
+    assert [one.get("UserIsRequestor") for one in message.iter("ActiveParticipant")].count("true") <= 1
 
 
 def test_what_came_names_both_sides_the_study_and_the_patient() -> None:
@@ -60,12 +62,13 @@ def test_what_came_names_both_sides_the_study_and_the_patient() -> None:
     assert (sides["110152"].get("UserID"), sides["110152"].get("NetworkAccessPointTypeCode")) == ("KNOWMVG", "2")
     study, patient = message.findall("ParticipantObjectIdentification")
     assert study.get("ParticipantObjectID") == "1.2.3" and patient.get("ParticipantObjectID") == "4711"
-    sop_class = study.find("SOPClass")
+    sop_class = study.find("ParticipantObjectDescription/SOPClass")
     assert sop_class is not None and sop_class.get("NumberOfInstances") == "2"
 
 
 def test_results_go_the_other_way() -> None:
     message = render(AuditEvent("results exported", peer="ARCHIVE", peer_address="archive.example"))
+    assert message[0].get("EventActionCode") == "R"
     sides = {code(one.find("RoleIDCode"))[0]: one for one in message.iter("ActiveParticipant")}
     assert (sides["110153"].get("UserID"), sides["110152"].get("UserID")) == ("KNOWMVG", "ARCHIVE")
     assert sides["110152"].get("NetworkAccessPointTypeCode") == "1"
@@ -76,6 +79,18 @@ def test_a_refusal_is_a_failure_with_its_reason() -> None:
     assert event.get("EventOutcomeIndicator") == "4"
     assert event.findtext("EventOutcomeDescription") == "no certificate"
     assert code(event.find("EventTypeCode")) == ("110126", "DCM")
+
+
+@pytest.mark.parametrize("kind", ["association refused", "configuration changed"])
+def test_in_an_alert_this_process_reports_and_who_did_it_is_no_requestor(kind: Kind) -> None:
+    reporter, performer = render(AuditEvent(kind, actor="STRANGER")).iter("ActiveParticipant")
+    assert (reporter.get("UserID"), performer.get("UserID")) == ("KNOWMVG", "STRANGER")
+    assert performer.get("UserIsRequestor") == "false"
+
+
+def test_who_starts_the_application_is_its_launcher() -> None:
+    here, launcher = render(AuditEvent("application start", actor="admin")).iter("ActiveParticipant")
+    assert (code(here.find("RoleIDCode"))[0], code(launcher.find("RoleIDCode"))[0]) == ("110150", "110151")
 
 
 @given(st.text(), st.text(), st.text(), st.text())
