@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -48,6 +48,13 @@ REJECTED_TRANSIENT = 2
 
 SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)
+
+NO_QUERY = (0x0122, 0x0124, 0xA900)
+"""SOP class not supported, not authorized, identifier does not match SOP class (PS3.4 C.4.1.1.4): an archive that says
+so answers no query. Whatever else is no success may be otherwise the next time."""
+
+Finding = Literal["present", "absent", "unknown", "refused"]
+"""What a query came to: the archive has it, or has not; it cannot say now, or broke off; it answers no query at all."""
 
 SR_CLASSES: dict[str, tuple[str, ...]] = {
     "auto": (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR),
@@ -118,13 +125,10 @@ class Archive:
         except RuntimeError:  # it was lost between the look and the call
             return None
 
-    def find(self, study_instance_uid: str, candidate: Candidate) -> bool | None:
-        """Return whether the archive shows the instance (PS3.4 C.6.2, IMAGE level); None if it answers no query.
-
-        False also where it cannot answer now.
-        """
+    def find(self, study_instance_uid: str, candidate: Candidate) -> Finding:
+        """Ask whether the archive has an instance (C-FIND, PS3.4 C.6.2, IMAGE level)."""
         if not self.is_open:
-            return False
+            return "unknown"
         keys = Dataset()
         keys.QueryRetrieveLevel = "IMAGE"
         keys.StudyInstanceUID, keys.SeriesInstanceUID = study_instance_uid, candidate.series_instance_uid
@@ -133,19 +137,19 @@ class Archive:
             with _bounded(self._association):
                 return self._find(keys, candidate.sop_instance_uid)
         except RuntimeError:
-            return False
+            return "unknown"
 
-    def _find(self, keys: Dataset, sop_instance_uid: str) -> bool | None:
-        found = False
+    def _find(self, keys: Dataset, sop_instance_uid: str) -> Finding:
+        finding: Finding = "absent"
         for answer, identifier in self._association.send_c_find(keys, STUDY_ROOT_FIND):
             status = _status_of(answer)
-            if status is None or read_status(status).verdict == "transient":
-                return False  # it may answer later
+            if status in NO_QUERY:
+                return "refused"
             if status not in (SUCCESS, *PENDING):
-                return None  # it refuses to answer: nothing can be learned by a query
-            if status in PENDING and identifier is not None:
-                found = found or identifier.get("SOPInstanceUID") == sop_instance_uid
-        return found
+                return "unknown"
+            if status in PENDING and identifier is not None and identifier.get("SOPInstanceUID") == sop_instance_uid:
+                finding = "present"
+        return finding
 
     def ask_commitment(self, transaction_uid: str, references: Sequence[Reference]) -> int | None:
         """Ask for storage commitment (N-ACTION, PS3.4 J.3.2) and return the status; None if no answer came."""

@@ -99,8 +99,8 @@ class FakePacs:
     `shows` (whether a query finds what was stored). `commits`: None (no storage commitment), or how it reports: "same"
     or "new" association (to `report_port`), "never"; `commit_status` of its N-ACTION response, `loses` (how many
     instances of each request it has lost). `keeps` False: it answers success and keeps nothing. `misbehave` is called
-    with the event of every C-STORE before anything else, and may return a status or abort. Use as a context manager, or
-    `start` and `stop`.
+    with the event of every C-STORE before anything else, and may return a status or abort; `misread` with that of every
+    C-FIND. Use as a context manager, or `start` and `stop`.
     """
 
     def __init__(self, ae_title: str = "ARCHIVE", classes: Sequence[str] = RESULT_CLASSES) -> None:
@@ -115,6 +115,7 @@ class FakePacs:
         self.transactions: list[str] = []
         self.reports: list[int | None] = []
         self.misbehave: Callable[[Event], int | None] = lambda event: None
+        self.misread: Callable[[Event], None] = lambda event: None
         self.tls: ssl.SSLContext | None = None
         self.port = 0
         self.datasets: dict[str, Dataset] = {}
@@ -182,6 +183,7 @@ class FakePacs:
         return self.status
 
     def _handle_find(self, event: Event) -> Iterator[tuple[int, Dataset | None]]:
+        self.misread(event)
         if self.find_status:
             yield self.find_status, None
             return

@@ -25,7 +25,7 @@ from dicom_node.delivery import PartState, read_status
 from dicom_node.errors import AbsentError, PermanentError, TransientError
 from dicom_node.logs import log_event
 from dicom_node.queries import Delivery, DispatchFacts
-from dicom_node.scu import STUDY_ROOT_FIND, Archive, Candidate, Part, prefer, spell
+from dicom_node.scu import STUDY_ROOT_FIND, Archive, Candidate, Finding, Part, prefer, spell
 from workers.resources import LEASE, Resources
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,12 @@ DUPLICATE = 0x0111
 
 PROCESSING_FAILURE = 0x0110
 """What some archives answer to an SR class that they accepted and cannot read: the other class is tried."""
+
+UNCONFIRMED: dict[Finding, str] = {
+    "absent": "does not find it in a query yet",
+    "unknown": "did not answer the query for it",
+}
+"""What a query comes to that confirms nothing now, and may the next time."""
 
 NO_DESTINATION = "no destination is configured: add one under `destinations`, restart, and run `knowmvg jobs retry`"
 REPLAY = "look for the reason in the archive's log, then run `knowmvg deliveries replay {}`"
@@ -249,30 +255,42 @@ def _confirm(errand: Errand, archive: Archive) -> list[str]:
         return []
     if not errand.destination.commitment:
         return _confirm_by_store(errand, stored)
-    offers_query = archive.accepts(STUDY_ROOT_FIND)
-    errors = []
-    if errand.dispatch.state == "CONFIRMING" and offers_query:  # a report is overdue
-        stored, lost = _confirm_by_query(errand, archive, stored)
-        _keep(errand, (replace(one, state="PENDING", detail="a query did not find it") for one in lost))
-        errors = [
-            f"destination {errand.destination.name} took {one.part} but has lost it: it is sent again" for one in lost
-        ]
+    errors = list[str]()
+    if errand.dispatch.state == "CONFIRMING" and archive.accepts(STUDY_ROOT_FIND):
+        stored, errors = _look_for_overdue(errand, archive, stored)
     if not stored:
         return errors
+    if not archive.is_open:
+        return [*errors, f"destination {errand.destination.name} broke off the association before it confirmed anything"]
     if archive.accepts(PUSH_MODEL):
         return errors + _ask_commitment(errand, archive, stored)
     return errors + _confirm_without_commitment(errand, archive, stored)
 
 
+def _look_for_overdue(
+    errand: Errand, archive: Archive, stored: Sequence[Delivery]
+) -> tuple[Sequence[Delivery], list[str]]:
+    """Ask for what is overdue to be reported; return what is still to be confirmed, and what went wrong."""
+    name = errand.destination.name
+    findings = _confirm_by_query(errand, archive, stored)
+    lost = [one for one, finding in findings if finding == "absent"]
+    _keep(errand, (replace(one, state="PENDING", detail="a query did not find it") for one in lost))
+    errors = [f"destination {name} took {one.part} but has lost it: it is sent again" for one in lost]
+    return [one for one, finding in findings if finding != "absent"], errors
+
+
 def _confirm_without_commitment(errand: Errand, archive: Archive, stored: Sequence[Delivery]) -> list[str]:
     name = errand.destination.name
-    if archive.accepts(STUDY_ROOT_FIND):
-        unanswered, not_found = _confirm_by_query(errand, archive, stored)
-        errors = [f"destination {name} took {one.part} but does not find it in a query yet" for one in not_found]
-        return errors + (_confirm_by_store(errand, unanswered) if unanswered else [])
-    if not archive.is_open:
-        return [f"destination {name} broke off the association before it confirmed anything"]
-    return _confirm_by_store(errand, stored)
+    if not archive.accepts(STUDY_ROOT_FIND):
+        return _confirm_by_store(errand, stored)
+    findings = _confirm_by_query(errand, archive, stored)
+    refused = [one for one, finding in findings if finding == "refused"]
+    errors = [
+        f"destination {name} took {one.part} but {UNCONFIRMED[finding]}"
+        for one, finding in findings
+        if finding in UNCONFIRMED
+    ]
+    return errors + (_confirm_by_store(errand, refused) if refused else [])
 
 
 def _confirm_by_store(errand: Errand, stored: Iterable[Delivery]) -> list[str]:
@@ -296,19 +314,17 @@ def _confirm_by_store(errand: Errand, stored: Iterable[Delivery]) -> list[str]:
 
 def _confirm_by_query(
     errand: Errand, archive: Archive, stored: Iterable[Delivery]
-) -> tuple[list[Delivery], list[Delivery]]:
-    """Confirm what a query finds; return what the archive refused to answer about, and what it did not find."""
-    unanswered, not_found = [], []
+) -> list[tuple[Delivery, Finding]]:
+    """Confirm what a query finds; return the others, each with what the query came to."""
+    others = []
     for one in stored:
         candidate = _candidate_of(errand, one)
-        found = archive.find(errand.dispatch.study_instance_uid, candidate) if candidate else False
-        if found:
+        finding = archive.find(errand.dispatch.study_instance_uid, candidate) if candidate else "absent"
+        if finding == "present":
             _keep(errand, [replace(one, state="DELIVERED", confirmed_by="query")])
-        elif found is None or not archive.is_open:
-            unanswered.append(one)
         else:
-            not_found.append(one)
-    return unanswered, not_found
+            others.append((one, finding))
+    return others
 
 
 def _candidate_of(errand: Errand, delivery: Delivery) -> Candidate | None:

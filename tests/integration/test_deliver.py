@@ -225,7 +225,7 @@ def test_archive_that_offers_nothing_confirms_by_its_store_status(tmp_path: Path
 
 
 def test_archive_that_refuses_the_query_confirms_by_its_store_status(tmp_path: Path, pacs: FakePacs) -> None:
-    pacs.find_status = 0xC001  # unable to process
+    pacs.find_status = 0x0122  # SOP class not supported
     assert states(run(make_rig(tmp_path, pacs))) == ("DELIVERED", {"DELIVERED"}, {"store"})
 
 
@@ -254,9 +254,48 @@ def test_archive_that_does_not_show_it_yet_is_asked_again_and_not_sent_it_again(
     assert set(pacs.stores.values()) == {1}
 
 
-def test_archive_that_cannot_answer_the_query_now_is_asked_again(tmp_path: Path, pacs: FakePacs) -> None:
-    pacs.find_status = 0xA700  # out of resources
-    assert run(make_rig(tmp_path, pacs))["state"] == "WRITTEN"
+@pytest.mark.parametrize("status", [0xA700, 0xC001])  # out of resources, unable to process
+def test_archive_that_cannot_answer_the_query_now_is_asked_again(tmp_path: Path, pacs: FakePacs, status: int) -> None:
+    pacs.find_status = status
+    job = run(make_rig(tmp_path, pacs))
+    assert states(job) == ("WRITTEN", {"STORED"}, {None})
+    assert "did not answer the query" in job["failure"]
+
+
+def test_archive_that_breaks_off_at_the_query_is_asked_again(tmp_path: Path, pacs: FakePacs) -> None:
+    pacs.misread = lambda event: event.assoc.abort()
+    rig = make_rig(tmp_path, pacs)
+    job = run(rig)
+    assert states(job) == ("WRITTEN", {"STORED"}, {None})
+    assert "broke off" in job["failure"] or "did not answer" in job["failure"]
+    pacs.misread = lambda event: None
+    rig.settle(seconds=1200)
+    assert states(rig.job(job["job_id"])) == ("DELIVERED", {"DELIVERED"}, {"query"})
+
+
+def test_archive_that_stalls_at_the_query_is_asked_again(
+    tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 0.5)
+    go_on = threading.Event()
+
+    def stall(event: Event) -> None:
+        go_on.wait(20)
+
+    pacs.misread = stall
+    job = run(make_rig(tmp_path, pacs))
+    go_on.set()
+    assert states(job) == ("WRITTEN", {"STORED"}, {None})
+
+
+def test_what_is_overdue_is_not_lost_where_the_archive_breaks_off_at_the_query(tmp_path: Path, pacs: FakePacs) -> None:
+    pacs.commits = "never"
+    rig = make_rig(tmp_path, pacs)
+    job = run(rig)
+    pacs.misread = lambda event: event.assoc.abort()
+    rig.settle(seconds=rig.settings.destinations[0].report_within_s)
+    assert states(rig.job(job["job_id"])) == ("WRITTEN", {"STORED"}, {None})
+    assert set(pacs.stores.values()) == {1}
 
 
 def test_warning_counts_as_taken_and_is_told(tmp_path: Path, pacs: FakePacs) -> None:

@@ -64,9 +64,9 @@ def test_archive_gets_the_dataset_as_written_and_shows_it(pacs: FakePacs, parts:
     candidate = parts[0].candidates[1]
     study = make_report_dataset().StudyInstanceUID
     with connected(pacs) as archive:
-        assert archive.find(study, candidate) is False
+        assert archive.find(study, candidate) == "absent"
         assert archive.store(candidate) == 0x0000
-        assert archive.find(study, candidate) is True
+        assert archive.find(study, candidate) == "present"
     assert pacs.datasets[candidate.sop_instance_uid] == decode(candidate.path.read_bytes())
     assert not archive.is_open
 
@@ -76,13 +76,16 @@ def test_only_what_the_archive_accepts_is_accepted(parts: tuple[Part, ...]) -> N
         assert [archive.accepts(uid) for uid in CLASSES] == [False, False, True, True]
 
 
-@pytest.mark.parametrize(("find_status", "found"), [(0xC001, None), (0xA900, None), (0xA700, False)])
+@pytest.mark.parametrize(
+    ("find_status", "finding"),
+    [(0xA900, "refused"), (0x0122, "refused"), (0x0124, "refused"), (0xA700, "unknown"), (0xC001, "unknown")],
+)
 def test_query_that_is_refused_or_cannot_be_answered_now(
-    pacs: FakePacs, parts: tuple[Part, ...], find_status: int, found: bool | None
+    pacs: FakePacs, parts: tuple[Part, ...], find_status: int, finding: str
 ) -> None:
     pacs.find_status = find_status
     with connected(pacs) as archive:
-        assert archive.find("1.2", parts[0].candidates[0]) is found
+        assert archive.find("1.2", parts[0].candidates[0]) == finding
 
 
 def test_nothing_is_answered_on_an_association_that_is_gone(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
@@ -90,7 +93,7 @@ def test_nothing_is_answered_on_an_association_that_is_gone(pacs: FakePacs, part
     with connected(pacs) as archive:
         assert archive.store(parts[0].candidates[1]) is None
         assert archive.store(parts[1].candidates[0]) is None
-        assert archive.find("1.2", parts[0].candidates[0]) is False
+        assert archive.find("1.2", parts[0].candidates[0]) == "unknown"
         assert archive.ask_commitment("1.2.3", [("1.2", "1.3")]) is None
         assert not archive.is_open
 
