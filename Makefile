@@ -39,8 +39,8 @@ validate: venv peers  ## The long form of tests/validation: 1,000 films' coordin
 .PHONY: faults
 faults: venv peers  ## The long form of tests/faults: kills, outages, misbehaving archives, floods, fuzz; writes docs/faults.md.
 	rm -f $(ROWS)
-	KNOWMVG_FAULTS_OUT=$(abspath $(ROWS)) $(BIN)/pytest tests/faults --full
-	$(BIN)/python -m tests.faults.table $(ROWS) docs/faults.md
+	status=0; KNOWMVG_FAULTS_OUT=$(abspath $(ROWS)) $(BIN)/pytest tests/faults --full || status=$$?; \
+	$(BIN)/python -m tests.faults.table $(ROWS) docs/faults.md; exit $$status
 
 .PHONY: check
 check: venv lint  ## Format, lint, types, import contracts, fast tests.

@@ -59,6 +59,10 @@ SOURCE_ROLE: Code = ("110153", "DCM", "Source Role ID")
 STUDY_UID_TYPE: Code = ("110180", "DCM", "Study Instance UID")
 PATIENT_NUMBER_TYPE: Code = ("2", "RFC-3881", "Patient Number")
 
+UNKNOWN_PATIENT = "<none>"
+"""Participant object id of a patient without an id: where DICOM instances went, the patient is asked for (A.5.3.6,
+A.5.3.7), and the standard has no value for this; dcm4chee writes the same, and no Patient ID looks like it."""
+
 SUCCESS, MINOR_FAILURE = "0", "4"
 """EventOutcomeIndicator, PS3.15 A.5.2."""
 
@@ -180,8 +184,8 @@ def _add_objects(message: Element, event: AuditEvent) -> None:
         described = SubElement(study, "ParticipantObjectDescription") if event.sop_classes else study
         for uid, count in sorted(event.sop_classes.items()):
             SubElement(described, "SOPClass", _clean({"UID": uid, "NumberOfInstances": str(count)}))
-    if event.patient_id:
-        _add_object(message, event.patient_id, ("1", "1"), PATIENT_NUMBER_TYPE)
+    if event.patient_id.strip() or EVENTS[event.kind][0] in (INSTANCES_ACCESSED, INSTANCES_TRANSFERRED):
+        _add_object(message, event.patient_id.strip() or UNKNOWN_PATIENT, ("1", "1"), PATIENT_NUMBER_TYPE)
 
 
 def _add_object(message: Element, object_id: str, kind: tuple[str, str], id_type: Code) -> Element:

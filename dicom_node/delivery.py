@@ -17,6 +17,9 @@ PartState = Literal["PENDING", "STORED", "DELIVERED", "FAILED"]
 DispatchState = Literal["PENDING", "CONFIRMING", "DELIVERED", "DEAD", "CANCELLED"]
 OPEN_DISPATCHES: tuple[DispatchState, ...] = ("PENDING", "CONFIRMING")
 
+NOT_ACCEPTED = "its SOP class is not accepted"
+"""Detail of a part that the archive negotiated no presentation context for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Meaning:

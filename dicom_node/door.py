@@ -17,8 +17,6 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.events import Event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.audit import AuditEvent
@@ -28,7 +26,7 @@ from dicom_node.config import Settings
 from dicom_node.logs import log_event
 from dicom_node.peers import Admission, Caller, Refusal, admit
 from dicom_node.pressure import Pressure, Reading
-from dicom_node.queries import note_audit, probe
+from dicom_node.queries import DATABASE_ERRORS, explain, note_audit, probe
 from dicom_node.storage import FileStorage
 from dicom_node.transport import Visit
 
@@ -46,7 +44,27 @@ LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
 SAME_REFUSAL_S = 60.0
 """A refusal of the same caller for the same reason is logged and audited once in so long: a scan must not fill them."""
 
-REMEMBERED_REFUSALS = 1000
+REFUSALS_OF_ADDRESS = 20
+"""So many different ones of an address are logged and audited in that time, then one line that says there are more."""
+
+REFUSALS = 1000
+"""So many of all addresses together, likewise; no more than that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Who was turned away, and why. `kind` stands for a reason that changes, as the bytes that are free do."""
+
+    address: str = ""
+    calling: str = ""
+    called: str = ""
+    reason: str = ""
+    kind: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What is the same of two refusals that are told once."""
+        return self.address, self.calling, self.called, self.kind or self.reason
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class Door:
     clock: Clock
     pressure: Pressure
     refusals: dict[tuple[str, ...], float] = field(default_factory=dict)
+    """When refusals were told, by `Rejected.key`."""
     unkept: deque[tuple[datetime, AuditEvent]] = field(default_factory=lambda: deque(maxlen=10_000))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -89,17 +108,19 @@ def _reject(event: Event, answer: tuple[int, int, int], reason: str) -> None:
 
 
 def _limit_reached(event: Event, door: Door, admission: Admission) -> str:
-    """Return which limit one association more would exceed, or nothing."""
+    """Return which limit this association would exceed, or nothing: then it counts from now on."""
     server: Any = event.assoc._server
-    others = [one for one in server.associations() if one.is_established and one is not event.assoc]
-    limit = door.settings.receiver.max_associations
-    if len(others) >= limit:
-        return f"receiver.max_associations is {limit}"
-    peer = admission.peer
-    if peer is None or peer.max_associations is None:
-        return ""
-    own = sum(str(one.requestor.ae_title).strip() == peer.ae_title.strip() for one in others)
-    return f"max_associations of this peer is {peer.max_associations}" if own >= peer.max_associations else ""
+    limit, peer = door.settings.receiver.max_associations, admission.peer
+    with door.lock:  # of two that ask at once, one is the first
+        others = server.admitted()
+        if len(others) >= limit:
+            return f"receiver.max_associations is {limit}"
+        if peer is not None and peer.max_associations is not None:
+            own = sum(str(one.requestor.ae_title).strip() == peer.ae_title.strip() for one in others)
+            if own >= peer.max_associations:
+                return f"max_associations of this peer is {peer.max_associations}"
+        visit_of(event.assoc).admitted = True
+    return ""
 
 
 def handle_rejected(event: Event, door: Door) -> None:
@@ -108,76 +129,98 @@ def handle_rejected(event: Event, door: Door) -> None:
     called = str(requestor.primitive.called_ae_title).strip()
     reason = visit_of(event.assoc).refusal or f"it calls {called!r}, not receiver.ae_title"
     calling = str(requestor.primitive.calling_ae_title).strip()
-    note_refusal(door, calling, called, str(requestor.address), reason)
+    answer: Any = event.assoc.acceptor.primitive
+    congested = (answer.result, answer.result_source, answer.diagnostic) == CONGESTION
+    _note(door, Rejected(str(requestor.address), calling, called, reason, "congestion" if congested else ""))
 
 
 def note_refusal(door: Door, calling: str, called: str, address: str, reason: str) -> None:
-    """Log and audit a refusal, the same one only now and then."""
-    if not _is_news(door, (calling, called, address, reason)):
+    """Log and audit a refusal: the same one, and many of one address, only now and then."""
+    _note(door, Rejected(address, calling, called, reason))
+
+
+def _note(door: Door, rejected: Rejected) -> None:
+    news = _news_of(door, rejected)
+    if news is None:
         return
     log_event(
-        logger, "association rejected", level=logging.WARNING, calling_ae_title=calling, called_ae_title=called,
-        address=address, reason=reason,
+        logger, "association rejected", level=logging.WARNING, calling_ae_title=news.calling,
+        called_ae_title=news.called, address=news.address, reason=news.reason,
     )  # fmt: skip
-    event = AuditEvent("association refused", success=False, actor=calling, actor_address=address, reason=reason)
+    event = AuditEvent(
+        "association refused", success=False, actor=news.calling, actor_address=news.address, reason=news.reason
+    )
     _audit(door, event)
 
 
-def _is_news(door: Door, what: tuple[str, ...]) -> bool:
+def _news_of(door: Door, rejected: Rejected) -> Rejected | None:
+    """Return what is to be told of a refusal: all of it, or that there are too many to tell; nothing if that was."""
     now = time.monotonic()
     with door.lock:
-        if now - door.refusals.get(what, -SAME_REFUSAL_S) < SAME_REFUSAL_S:
-            return False
-        if len(door.refusals) >= REMEMBERED_REFUSALS:
-            door.refusals.clear()
-        door.refusals[what] = now
-    return True
+        told = door.refusals
+        for key in [key for key, at in told.items() if now - at >= SAME_REFUSAL_S]:
+            del told[key]
+        if rejected.key in told:
+            return None
+        if len(told) >= REFUSALS:
+            rejected = Rejected(reason="more are refused than are listed")
+        elif sum(address == rejected.address for address, *_ in told) >= REFUSALS_OF_ADDRESS:
+            rejected = Rejected(rejected.address, reason="more of this address are refused than are listed")
+        if rejected.key in told:
+            return None
+        told[rejected.key] = now
+    return rejected
 
 
 def _audit(door: Door, event: AuditEvent) -> None:
-    """Keep an audit event that belongs to no other transaction; at the next look, while the door is closed.
+    """Keep an audit event that belongs to no other transaction; at a later look, while the database is away.
 
-    Then the database may be what is away, and nobody is to wait for it here.
+    Nobody is to wait for it here.
     """
     with door.lock:
         door.unkept.append((door.clock(), event))
-    if not door.pressure.closed:
+    if not door.pressure.database_away:
         keep_audit(door)
 
 
 def keep_audit(door: Door) -> None:
-    """Keep what waits to be kept; what cannot be kept now goes on waiting."""
+    """Keep what waits to be kept; what cannot be kept now goes on waiting.
+
+    Several threads may do this at once: each has taken out what it writes.
+    """
     with door.lock:
         waiting = list(door.unkept)
+        door.unkept.clear()
     try:
         with door.sessions.begin() as session:
             for at, event in waiting:
                 note_audit(session, event, "receiver", at)
-    except (DBAPIError, PoolTimeoutError) as error:
-        log_event(logger, "audit events not kept yet", level=logging.WARNING, reason=type(error).__name__)
-        return
-    with door.lock:
-        for entry in waiting:
-            if entry in door.unkept:
-                door.unkept.remove(entry)
+    except DATABASE_ERRORS as error:
+        log_event(logger, "audit events not kept yet", level=logging.WARNING, count=len(waiting), reason=explain(error))
+        with door.lock:
+            door.unkept.extendleft(reversed(waiting))
 
 
 def measure(storage: FileStorage, sessions: sessionmaker[Session]) -> Reading:
     """Look at the free space and the database."""
+    fault = _fault_of_database(sessions)
     try:
         free = storage.free_bytes()
     except OSError as error:
-        return Reading(0, f"the storage cannot be used ({error.strerror or type(error).__name__})")
+        return Reading(0, f"the storage cannot be used ({error.strerror or type(error).__name__})", bool(fault))
+    return Reading(free, fault, bool(fault))
+
+
+def _fault_of_database(sessions: sessionmaker[Session]) -> str:
     try:
         with sessions.begin() as session:
-            fault = probe(session)
-    except (DBAPIError, PoolTimeoutError) as error:
-        fault = f"the database cannot be used ({type(error).__name__})"
-    return Reading(free, fault)
+            return probe(session)
+    except DATABASE_ERRORS as error:
+        return f"the database cannot be used ({type(error).__name__})"
 
 
 def tell_pressure(door: Door, closed: str) -> None:
-    """Raise the alarm, once, and end it."""
+    """Raise the alarm, once, and end it; the look that follows keeps the audit event."""
     if closed:
         log_event(logger, "receiver refuses for now", level=logging.ERROR, reason=closed)
     else:

@@ -51,7 +51,7 @@ def admit(settings: Settings, caller: Caller) -> Admission | Refusal:
     """Decide about a caller."""
     receiver = settings.receiver
     named = [peer for peer in receiver.peers if peer.ae_title.strip() == caller.ae_title]
-    here = [peer for peer in named if _normalize(caller.address) in addresses_of(peer.address)]
+    here = [peer for peer in named if is_at(peer, caller.address)]
     fitting = [peer for peer in here if _certificate_fits(peer, caller.certificate)]
     if fitting:
         return Admission("sender", fitting[0])
@@ -64,6 +64,11 @@ def admit(settings: Settings, caller: Caller) -> Admission | Refusal:
     if named:
         return Refusal("it calls from an address that receiver.peers does not have for its AE title")
     return Refusal("receiver.peers does not list its AE title")
+
+
+def is_at(peer: PeerSettings, address: str) -> bool:
+    """Tell whether `address` is one of a peer's."""
+    return _normalize(address) in addresses_of(peer.address)
 
 
 def addresses_of(host: str) -> frozenset[str]:

@@ -27,6 +27,7 @@ class Reading:
 
     free_bytes: int
     fault: str = ""
+    database_away: bool = False
 
 
 def decide(closed: str, reading: Reading, min_free_bytes: int) -> str:
@@ -48,15 +49,25 @@ class Pressure:
         """Told once whenever the door closes (why) or opens (an empty text)."""
         self._lock = threading.Lock()
         self._closed = ""
+        self._database_away = False
         self._probing_since: float | None = None
 
     @property
     def closed(self) -> str:
         """Why nothing is taken in now; empty if the door is open."""
-        since = self._probing_since
-        if since is not None and time.monotonic() - since > SLOW_PROBE_S:
+        if self._probes_slowly:
             return self._closed or "the database does not answer"
         return self._closed
+
+    @property
+    def database_away(self) -> bool:
+        """Whether the database cannot be used now, as far as is known; the door may be closed for another reason."""
+        return self._database_away or self._probes_slowly
+
+    @property
+    def _probes_slowly(self) -> bool:
+        since = self._probing_since
+        return since is not None and time.monotonic() - since > SLOW_PROBE_S
 
     def look(self) -> None:
         """Measure once, and open or close."""
@@ -65,15 +76,15 @@ class Pressure:
             reading = self._measure()
         finally:
             self._probing_since = None
-        self._turn(decide(self._closed, reading, self._min_free_bytes))
+        self._turn(decide(self._closed, reading, self._min_free_bytes), reading.database_away)
 
     def close(self, reason: str) -> None:
-        """Close at once, until the next look finds that all is well."""
-        self._turn(reason)
+        """Close at once, until the next look finds that all is well; till then it may be the database."""
+        self._turn(reason, True)
 
-    def _turn(self, closed: str) -> None:
+    def _turn(self, closed: str, database_away: bool) -> None:
         with self._lock:
             told = bool(closed) != bool(self._closed)
-            self._closed = closed
+            self._closed, self._database_away = closed, database_away
         if told:
             self.changed(closed)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -18,10 +17,9 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
-from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
@@ -46,8 +44,15 @@ from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
-from dicom_node.queries import Recorded, note_commitment_request, note_received, record_instance
-from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, Spool, SpoolingProvider
+from dicom_node.queries import DATABASE_ERRORS, Recorded, note_commitment_request, note_received, record_instance
+from dicom_node.spool import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    Intake,
+    Spool,
+    SpoolingProvider,
+    make_notice,
+)
 from dicom_node.storage import FileStorage, StoredFile, instance_key, sync
 from dicom_node.tls import server_context
 from dicom_node.transport import GREETING_S, ReceivingHandler, ReceivingServer, SharedPortServer
@@ -96,8 +101,8 @@ class OutOfResourcesError(OSError):
     """The storage has less free space than the configuration asks for."""
 
 
-UNAVAILABLE = (OSError, OperationalError, InterfaceError, InternalError, PoolTimeoutError)
-"""What a disk or a database that is full, locked, read-only or away raises."""
+UNAVAILABLE = (OSError, *DATABASE_ERRORS)
+"""What a disk or a database raises that is full, locked, read-only, away or damaged, or cannot keep this."""
 
 SUCCESS = 0x0000
 STORE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
@@ -120,9 +125,6 @@ NO_SUCH_ACTION = 0x0123
 LOOK_S = 1.0
 """Between two looks at the free space and the database."""
 
-REPORT_PAUSE_S = 0.2
-"""Before a report of storage commitment that follows its request on the same association."""
-
 
 class Receiver:
     """A listening SCP."""
@@ -139,18 +141,21 @@ class Receiver:
         self._watch.start()
 
     def stop(self) -> None:
-        """Listen no more and abort what is open; what was acknowledged stays."""
+        """Listen no more and abort what is open; what was acknowledged stays, and what is not audited yet is now."""
         self._stop.set()
         open_associations = self._server.active_associations
         self._server.shutdown()
         self._thread.join()
         for association in open_associations:
             association.abort(block=False)
+        self._watch.join(LOOK_S)  # it may be at that, too
+        if self._door.unkept:
+            keep_audit(self._door)
 
     def _look(self) -> None:
         while not self._stop.wait(LOOK_S):
             self._door.pressure.look()
-            if self._door.unkept and not self._door.pressure.closed:
+            if self._door.unkept and not self._door.pressure.database_away:
                 keep_audit(self._door)
 
 
@@ -162,8 +167,7 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
     pressure = Pressure(functools.partial(measure, storage, sessions), receiver.min_free_bytes)
     door = Door(settings, sessions, storage, clock, pressure)
     pressure.changed = functools.partial(tell_pressure, door)
-    shared = receiver.processes > 1
-    server_class = SharedPortServer if shared else ReceivingServer
+    server_class = SharedPortServer if receiver.processes > 1 else ReceivingServer
     server = server_class(
         ae := _make_ae(settings),
         (receiver.host, receiver.port),
@@ -177,7 +181,7 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
     server.intake = Intake(storage.receive, functools.partial(_check_free_space, door), receiver.max_instance_bytes)
     server.refused = functools.partial(note_refusal, door, "", "")
     server.quieten()
-    removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp() if shared else None)
+    removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp())
     log_event(
         logger, "receiver listening", ae_title=receiver.ae_title, host=receiver.host, port=server.server_address[1],
         tls=receiver.tls is not None,
@@ -250,17 +254,21 @@ def _refuse(event: Event, door: Door, error: Exception) -> Dataset:
     """Return the response's status and, for the sender's log, its Error Comment (0000,0902), LO."""
     request: Any = event.request
     status = next(code for kinds, code in STORE_STATUS if isinstance(error, kinds))
-    reason = str(error) if isinstance(error, InvalidInstanceError | OutOfResourcesError) else type(error).__name__
+    reason = _reason(error)
     log_event(
         logger, "instance refused", level=logging.WARNING, status=f"0x{status:04X}", reason=reason,
         sop_instance_uid=request.AffectedSOPInstanceUID, calling_ae_title=calling_ae_title(event),
     )  # fmt: skip
-    if isinstance(error, UNAVAILABLE) and not isinstance(error, OutOfResourcesError):
+    if isinstance(error, UNAVAILABLE) and not isinstance(error, OutOfResourcesError | DataError | IntegrityError):
         door.pressure.close(f"an instance could not be kept ({reason})")
     response = Dataset()
     response.Status = status
     response.ErrorComment = reason[:64].encode("ascii", "replace").decode().replace("\\", "/")
     return response
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, InvalidInstanceError | OutOfResourcesError) else type(error).__name__
 
 
 def _file(event: Event, door: Door) -> Recorded:
@@ -326,6 +334,7 @@ def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
     """Answer an N-ACTION: keep what a sender asks; it is looked up and told afterwards (PS3.4 J.3.2).
 
     A sender with a `port` in the settings is called back; the others are told on this association, held open for it.
+    What is asked again under its Transaction UID is told again.
     """
     if event.action_type != REQUEST_COMMITMENT:
         return NO_SUCH_ACTION, None
@@ -340,12 +349,15 @@ def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
             _tell_here(event, door, transaction_uid, references)
         else:
             with door.sessions.begin() as session:
-                note_commitment_request(session, transaction_uid, (calling, address), references, door.clock())
+                sender = (calling, address)
+                noted = note_commitment_request(session, transaction_uid, sender, references, door.clock())
+            if noted == "conflict":
+                raise InvalidInstanceError("other instances were asked for under this Transaction UID")
     except failures as error:
         status = _notice_status(error)
         log_event(
             logger, "commitment request refused", level=logging.WARNING, calling_ae_title=calling,
-            status=f"0x{status:04X}", reason=error if isinstance(error, InvalidInstanceError) else type(error).__name__,
+            status=f"0x{status:04X}", reason=_reason(error),
         )  # fmt: skip
         return status, None
     log_event(logger, "commitment requested", calling_ae_title=calling, instances=len(references))
@@ -353,21 +365,24 @@ def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
 
 
 def _tell_here(event: Event, door: Door, transaction_uid: str, references: tuple[tuple[str, str], ...]) -> None:
-    """Look up now, and tell once the answer to this request is on its way."""
+    """Look up now, tell when the sender is quiet. Raises OutOfResourcesError where too many reports wait for that."""
     kept, failed = check_references(references, door.sessions, door.storage)
     event_type, report = make_report(transaction_uid, kept, failed)
-    arguments = (event.assoc, event_type, report)
-    threading.Thread(target=_report_here, args=arguments, name="commitment report", daemon=True).start()
+    notice = make_notice((PUSH_MODEL, PUSH_MODEL_INSTANCE), event_type, report, event.context.transfer_syntax)
+    if not visit_of(event.assoc).untaken_reports.acquire(blocking=False):
+        raise OutOfResourcesError("too many reports wait on this association")
+    threading.Thread(target=_report_here, args=(event, notice), name="commitment report", daemon=True).start()
 
 
-def _report_here(association: Association, event_type: int, report: Dataset) -> None:
-    time.sleep(REPORT_PAUSE_S)  # pynetdicom has no event for the response being sent
+def _report_here(event: Event, notice: N_EVENT_REPORT) -> None:
+    provider: Any = event.assoc.dimse
     try:
-        answer, _ = association.send_n_event_report(report, event_type, PUSH_MODEL, PUSH_MODEL_INSTANCE)
-    except (RuntimeError, ValueError):
-        log_event(logger, "commitment report not taken", level=logging.WARNING, reason="the association is over")
-        return
-    log_event(logger, "commitment report sent", answered="Status" in answer)
+        status = provider.notify(notice, event.context.context_id)
+        log_event(logger, "commitment report sent", status=f"0x{status:04X}")
+    except TimeoutError as error:
+        log_event(logger, "commitment report not taken", level=logging.WARNING, reason=str(error))
+    finally:
+        visit_of(event.assoc).untaken_reports.release()
 
 
 def handle_commitment_report(event: Event, door: Door) -> tuple[int, None]:

@@ -1,24 +1,31 @@
-"""What comes by a message: its dataset goes to a file, fragment by fragment, behind the head that makes it DICOM."""
+"""What comes by a message: its dataset goes to a file, fragment by fragment, behind the head that makes it DICOM.
+
+And the messages of one association: few of them wait at once, and notices to the peer go between them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import queue
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from pydicom.dataset import FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
+from pynetdicom.dimse_primitives import N_EVENT_REPORT, DimsePrimitiveType
+from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicom_node.clock import derive_uid
@@ -38,7 +45,21 @@ IMPLEMENTATION_CLASS_UID = derive_uid("implementation", "KnowMVG Node")
 IMPLEMENTATION_VERSION_NAME = "KNOWMVG_NODE"
 """Who wrote a file (PS3.10 7.1); without a version, so that the same dataset always gives the same file."""
 
+MAX_UNANSWERED = 16
+"""Requests of one association that wait for their answers: one by the standard (PS3.7 D.3.3.3), and some overlap."""
+
+QUIET_S = 1.0
+"""A peer that has asked nothing for so long is taken to wait for what the node has to tell."""
+
+QUIET_WITHIN_S = 10.0
+"""So long the node waits for such a pause."""
+
+ANSWER_WITHIN_S = 30.0
+LOOK_S = 0.02
+
 C_STORE_RQ = 0x0001
+RESPONSE = 0x8000
+"""The bit of a Command Field (0000,0100) that makes it a response's (PS3.7 E.1-1)."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +182,95 @@ def encode_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: 
     return head.getvalue()
 
 
+def make_notice(sop_uids: tuple[str, str], event_type: int, ds: Dataset, transfer_syntax_uid: str) -> N_EVENT_REPORT:
+    """Return the N-EVENT-REPORT about a SOP Class and Instance, its dataset encoded already."""
+    syntax = UID(transfer_syntax_uid)
+    content = encode(ds, syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+    assert content is not None
+    notice = N_EVENT_REPORT()
+    notice.AffectedSOPClassUID, notice.AffectedSOPInstanceUID = map(UID, sop_uids)
+    notice.EventTypeID, notice.EventInformation = event_type, BytesIO(content)
+    return notice
+
+
 class SpoolingProvider(DIMSEServiceProvider):
-    """Receives messages, their datasets into a `Spool` each."""
+    """Receives messages, their datasets into a `Spool` each, and sends each message whole.
+
+    The peer's requests are served on while it is asked to take a notice: pynetdicom's own way stops serving, and takes
+    whatever comes next as the answer.
+    """
 
     def __init__(self, association: Association, intake: Intake) -> None:
         super().__init__(association)
         self._intake = intake
+        self._lock = threading.Lock()
+        self._unanswered = 0
+        self._answered_at = time.monotonic()
+        self._turn = threading.Lock()
+        self._notices = 0
+        self._answer: Any = None
 
     def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take in a part of a message. Raises ValueError, which ends the association, over what a command may have."""
+        """Take in a part of a message. Raises ValueError, which ends the association, over what a peer may send."""
         if self.message is None:
+            if max(self._unanswered, self.msg_queue.qsize()) >= MAX_UNANSWERED:
+                raise ValueError(f"more than {MAX_UNANSWERED} requests wait for their answers")
             self.message = DIMSEMessage()
             self.message.data_set = Spool(self._intake, self.message, self.assoc)
-        if self.message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
+        message = self.message
+        if message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
             raise ValueError(f"a command set has more than {MAX_COMMAND_BYTES} bytes")
         super().receive_primitive(primitive)
+        if self.message is not message and not int(message.command_set.get("CommandField", 0)) & RESPONSE:
+            with self._lock:
+                self._unanswered += 1
+
+    def send_msg(self, primitive: DimsePrimitiveType, context_id: int) -> None:
+        """Send a message: its fragments come one after another, whichever threads send."""
+        with self._lock:
+            super().send_msg(primitive, context_id)
+            if primitive.MessageIDBeingRespondedTo is not None:
+                self._unanswered -= 1
+                self._answered_at = time.monotonic()
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next message for the association's thread; an answer to a notice is kept for who waits for it."""
+        context_id, message = super().get_msg(block)
+        if not isinstance(message, N_EVENT_REPORT):  # a request of that kind has a thread of its own, and is not here
+            return context_id, message
+        if message.is_valid_response and message.MessageIDBeingRespondedTo == self._notices:
+            self._answer = message
+        return None, None
+
+    def notify(self, notice: N_EVENT_REPORT, context_id: int) -> int:
+        """Send a notice when the peer asks nothing; return the status of its answer. One at a time.
+
+        Raises TimeoutError, which says why, where the peer is not quiet, does not answer, or is gone.
+        """
+        if not self._turn.acquire(timeout=QUIET_WITHIN_S):
+            raise TimeoutError("earlier ones are not answered yet")
+        try:
+            self._wait(self._is_quiet, QUIET_WITHIN_S, "the peer goes on sending")
+            self._answer, self._notices = None, self._notices % 0xFFFF + 1
+            notice.MessageID = self._notices
+            self.send_msg(notice, context_id)
+            self._wait(lambda: self._answer is not None, ANSWER_WITHIN_S, "the peer does not answer")
+            return int(self._answer.Status)
+        finally:
+            self._turn.release()
+
+    def _is_quiet(self) -> bool:
+        idle_s = time.monotonic() - self._answered_at
+        return self.message is None and self._unanswered == 0 and idle_s >= QUIET_S
+
+    def _wait(self, condition: Callable[[], bool], within_s: float, reason: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            if not self.assoc.is_established:
+                raise TimeoutError("the association is over")
+            if time.monotonic() >= deadline:
+                raise TimeoutError(reason)
+            time.sleep(LOOK_S)
 
     def discard(self) -> None:
         """Remove what came of a message that will not be completed, and of those that nobody will take up."""

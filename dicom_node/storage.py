@@ -1,7 +1,8 @@
 """Bytes on disk: what is put under a key is either there whole and synced, or not there at all.
 
-New bytes are written to `incoming`, synced, and renamed; what a crash leaves there is swept at the next start. Keys
-are relative paths made by `instance_key` and `result_key`, the only two places that name files.
+New bytes are written to `incoming`, synced, and renamed; what a crash leaves there is swept at a later start: its name
+tells the host and the process that wrote it. Keys are relative paths made by `instance_key` and `result_key`, the only
+two places that name files.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class FileStorage:
     def receive(self) -> BinaryIO:
         """Return a new file in `incoming`, open for writing and reading; the caller puts or removes it (`name`)."""
         self._make_folder(self.incoming)
-        descriptor, path = tempfile.mkstemp(suffix=".part", dir=self.incoming)
+        prefix = f"{_host()}-{os.getpid()}-"
+        descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=self.incoming)
         try:
             return Path(path).open("w+b")
         finally:
@@ -110,16 +112,16 @@ class FileStorage:
         self._make_folder(self.incoming)
         return shutil.disk_usage(self.incoming).free
 
-    def sweep_incoming(self, older_than: float | None = None) -> int:
-        """Remove what was left in `incoming` and return how many files that were.
+    def sweep_incoming(self, older_than: float) -> int:
+        """Remove what was left in `incoming` and return how many files that were; before this process receives any.
 
-        `older_than` spares files that were written to after this instant (seconds of the epoch, as the file system's);
-        without it all go, which only a receiver that is alone on this folder may do, before it listens.
+        That is what processes of this host left that are gone, and anything that was not written to after `older_than`
+        (seconds of the epoch, as the file system's): other hosts may share the folder.
         """
         removed = 0
         for path in self.incoming.glob("*.part"):
             try:
-                if older_than is None or path.stat().st_mtime < older_than:
+                if _is_left(path.name) or path.stat().st_mtime < older_than:
                     path.unlink()
                     removed += 1
             except FileNotFoundError:  # put or removed by its owner in the meantime
@@ -143,6 +145,27 @@ class FileStorage:
             if len(self._folders) > FOLDERS_KNOWN:
                 self._folders.clear()
             self._folders.add(folder)
+
+
+def _host() -> str:
+    return _name(os.uname().nodename)[:12]
+
+
+def _is_left(name: str) -> bool:
+    """Tell whether the process of this host that made an unfinished file is gone."""
+    host, _, rest = name.partition("-")
+    number = rest.partition("-")[0]
+    if host != _host() or not number.isdecimal():
+        return False
+    if int(number) == os.getpid():  # an earlier one of the same number: in a container it is always the same
+        return True
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def sync_and_digest(path: Path) -> tuple[str, int]:

@@ -42,14 +42,16 @@ def _word(text: str, longest: int) -> str:
 class SyslogConnection:
     """A connection to a collector. Everything raises OSError where the collector is gone, or does not read in time."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, timeout_s: float = 10) -> None:
-        """Connect; `context` for TLS, which checks the collector's certificate against `host`."""
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext | None, timeout_s: float = 10, server_name: str = ""
+    ) -> None:
+        """Connect; `context` for TLS, which checks the collector's certificate against `server_name`, else `host`."""
         plain = socket.create_connection((host, port), timeout=timeout_s)
         try:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
-            self._socket = context.wrap_socket(plain, server_hostname=host) if context else plain
+            self._socket = context.wrap_socket(plain, server_hostname=server_name or host) if context else plain
         except OSError:
             plain.close()
             raise

@@ -57,6 +57,8 @@ STRANGERS_OF_ADDRESS = 64
 
 BACKLOG = 128
 
+UNTAKEN_REPORTS = 16
+
 LOOK_S = 0.05
 """Between two looks whether a peer that is waited for is still there."""
 
@@ -71,10 +73,16 @@ class PeerCertificate:
 
 @dataclass
 class Visit:
-    """What is known of one association besides its own state. `refusal` is why it was turned away, if it was."""
+    """What is known of one association besides its own state.
+
+    `refusal` is why it was turned away, if it was; `admitted`: it counts as an association, negotiated yet or not.
+    `untaken_reports` bounds the reports of storage commitment that wait until its sender is quiet.
+    """
 
     certificate: PeerCertificate | None = None
     refusal: str = ""
+    admitted: bool = False
+    untaken_reports: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(UNTAKEN_REPORTS))
     audit_key: str = field(default_factory=lambda: secrets.token_hex(16))
 
 
@@ -127,6 +135,12 @@ class ReceivingServer(ThreadedAssociationServer):
         with self._lock:
             known = list(self._visits)
         return [association for association in known if association.is_alive()]
+
+    def admitted(self) -> list[Association]:
+        """Return the associations that were let in and are not over, also those that are still being negotiated."""
+        with self._lock:
+            known = [association for association, visit in self._visits.items() if visit.admitted]
+        return [one for one in known if one.is_alive() and not (one.is_released or one.is_aborted or one.is_rejected)]
 
     def visit_of(self, association: Association) -> Visit:
         """Return what is known of an association."""

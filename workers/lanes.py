@@ -68,8 +68,13 @@ class Lanes:
         """Begin nothing more, and give what is under way some time to end."""
         self._stopped.set()
         deadline = time.monotonic() + within_s
-        while any(lane.since is not None for lane in self._lanes.values()) and time.monotonic() < deadline:
+        while self.is_busy and time.monotonic() < deadline:
             time.sleep(0.02)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is under way in a lane."""
+        return any(lane.since is not None for lane in list(self._lanes.values()))
 
     def _find(self, name: str) -> Lane:
         with self._lock:

@@ -16,14 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dicom_node import scu
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import check_schema, give_back_leases, make_engine, make_sessions, note_process, upgrade_schema
+from dicom_node.queries import (
+    DATABASE_ERRORS,
+    check_schema,
+    explain,
+    give_back_leases,
+    make_engine,
+    make_sessions,
+    note_process,
+    upgrade_schema,
+)
 from dicom_node.storage import FileStorage
 from workers import tasks
 from workers.app import make_app, make_ring
@@ -92,6 +100,8 @@ def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
     _give_back(resources)
     if owner:
         owner.release()
+    if lanes.is_busy:  # its leases are others' from here on, and threads of pynetdicom's would keep the process alive
+        os._exit(0)
 
 
 def _give_back(resources: Resources) -> None:
@@ -99,8 +109,8 @@ def _give_back(resources: Resources) -> None:
     try:
         with resources.sessions.begin() as session:
             give_back_leases(session, resources.token, resources.clock())
-    except (DBAPIError, PoolTimeoutError) as error:
-        log_event(logger, "database unavailable", level=logging.WARNING, reason=type(error).__name__)
+    except DATABASE_ERRORS as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
 
 
 def _announce_worker(settings: Settings, queues: tuple[str, ...]) -> None:
@@ -129,8 +139,8 @@ def _sweep_until(stop: threading.Event, resources: Resources) -> None:
             if time.monotonic() >= retention_at:
                 retention_at = time.monotonic() + RETENTION_S
                 apply_retention(resources)
-        except (DBAPIError, PoolTimeoutError) as error:
-            log_event(logger, "database unavailable", level=logging.WARNING, reason=type(error).__name__)
+        except DATABASE_ERRORS as error:
+            log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
         except OSError as error:
             log_event(logger, "storage unavailable", level=logging.WARNING, reason=error)
         stop.wait(SWEEP_S)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -14,6 +16,7 @@ from dicom_node.clock import Clock
 from dicom_node.config import Settings
 from dicom_node.errors import PermanentError
 from dicom_node.logs import log_event
+from dicom_node.queries import AWAY_ERRORS, explain
 from dicom_node.scu import Connect
 from dicom_node.storage import FileStorage
 from grounding.types import Grounder, ModelError
@@ -30,6 +33,13 @@ ring is a no-op)."""
 
 RING_SOON = timedelta(seconds=2)
 """After so long a job is rung for again for which the broker took no ring."""
+
+KEEP_WITHIN_S = 60.0
+"""So long what was done is tried to be kept in a database that is away, full or locked."""
+
+KEEP_AGAIN_S = 0.5
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,24 @@ class Resources:
     ring: Callable[[str, int], bool]
     token: str
     owners: Path | None = None
+
+    def keep(self, write: Callable[[Session], T]) -> T:
+        """Commit what came of some work, by `write`; a database that is away is waited for a while.
+
+        Else the work would have to be done again, after its lease, as that of a worker that died. `write` may be called
+        several times, and what it does may have been committed already: compare and set. Raises DBAPIError, or the
+        pool's TimeoutError.
+        """
+        deadline = time.monotonic() + KEEP_WITHIN_S
+        while True:
+            try:
+                with self.sessions.begin() as session:
+                    return write(session)
+            except AWAY_ERRORS as error:
+                if time.monotonic() >= deadline:
+                    raise
+                log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
+                time.sleep(KEEP_AGAIN_S)
 
 
 class LazyGrounder:

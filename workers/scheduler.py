@@ -6,11 +6,13 @@ Any number of schedulers may run: what they do is compare-and-set, or a ring too
 
 from __future__ import annotations
 
+import functools
 import logging
 from datetime import timedelta
 
 from dicom_node import queries, study
 from dicom_node.logs import log_event
+from dicom_node.storage import FileStorage
 from workers.deliver import open_dispatches
 from workers.ownership import is_alive
 from workers.resources import RING_AGAIN, RING_SOON, Resources
@@ -111,5 +113,16 @@ def apply_retention(resources: Resources) -> None:
         studies = queries.removable_studies(session, before, BATCH)
     for study_instance_uid in studies:
         with resources.sessions.begin() as session:
-            removed = queries.remove_inputs(session, study_instance_uid, before, resources.storage.remove, now)
+            remove = functools.partial(_remove, resources.storage)
+            removed = queries.remove_inputs(session, study_instance_uid, before, remove, now)
         log_event(logger, "inputs removed", study_instance_uid=study_instance_uid, count=removed)
+
+
+def _remove(storage: FileStorage, key: str) -> bool:
+    """Remove a file, and tell whether that could be done; the others need not wait for it."""
+    try:
+        storage.remove(key)
+    except OSError as error:
+        log_event(logger, "input cannot be removed", level=logging.WARNING, key=key, reason=error.strerror)
+        return False
+    return True

@@ -115,14 +115,17 @@ def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Re
     now = resources.clock()
     values = done.values | {"timings": job.timings | {step.name: round(seconds, 3)}}
     values["due_at"] = now + RING_AGAIN  # it is rung for here
-    rings: list[tuple[str, int]] = []
-    with resources.sessions.begin() as session:
+
+    def move(session: Session) -> tuple[bool, list[tuple[str, int]]]:
         moved = queries.advance(
             session, job.job_id, resources.token, step.state, step.next_state, now, detail=done.detail, **values
         )
-        if moved:
-            done.save(session)
-            rings = _what_follows(session, step, job, resources)
+        if not moved:
+            return False, []
+        done.save(session)
+        return True, _what_follows(session, step, job, resources)
+
+    moved, rings = resources.keep(move)
     facts: dict[str, Any] = {
         "job_id": job.job_id,
         "study_instance_uid": job.study_instance_uid,
@@ -144,9 +147,8 @@ def _what_follows(session: Session, step: Step, job: JobFacts, resources: Resour
 
 
 def _end(job: JobFacts, state: State, failure: str, resources: Resources) -> None:
-    with resources.sessions.begin() as session:
-        ended = queries.end_job(session, job.job_id, resources.token, state, failure, resources.clock())
-    if ended:
+    now = resources.clock()
+    if resources.keep(lambda session: queries.end_job(session, job.job_id, resources.token, state, failure, now)):
         log_event(logger, "job ended", job_id=job.job_id, study_instance_uid=job.study_instance_uid, state=state)
 
 
@@ -157,8 +159,7 @@ def _try_later(job: JobFacts, reason: str, resources: Resources, *, foreseen: bo
         _end(job, "FAILED", f"given up after {job.attempts} tries: {reason}; then run `knowmvg jobs retry`", resources)
         return
     due_at = now + study.backoff(job.attempts, f"job {job.job_id}")
-    with resources.sessions.begin() as session:
-        queries.retry_later(session, job.job_id, resources.token, reason, due_at, now)
+    resources.keep(lambda session: queries.retry_later(session, job.job_id, resources.token, reason, due_at, now))
     log_event(
         logger,
         "step failed",

@@ -17,8 +17,6 @@ from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_ready, worker_shutdown
 from kombu.connection import Connection
 from kombu.message import Message
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from dicom_node import queries
@@ -81,8 +79,8 @@ def _bind_errand(errand: ErrandTask, resources: Resources, lanes: Lanes) -> Call
         try:
             with resources.sessions() as session:
                 peer = errand.peer_of(session, number)
-        except (DBAPIError, PoolTimeoutError) as error:
-            log_event(logger, "database unavailable", level=logging.WARNING, reason=_reason(error))
+        except queries.DATABASE_ERRORS as error:
+            log_event(logger, "database unavailable", level=logging.WARNING, reason=queries.explain(error))
             return
         if peer is not None:
             work = functools.partial(errand.work, number, resources)
@@ -95,14 +93,10 @@ def run_errand(work: Work) -> None:
     """Run work in its lane: a database that is away, or a bug, must not end the lane."""
     try:
         work()
-    except (DBAPIError, PoolTimeoutError) as error:
-        log_event(logger, "database unavailable", level=logging.WARNING, reason=_reason(error))
+    except queries.DATABASE_ERRORS as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, reason=queries.explain(error))
     except Exception:
         logger.exception("errand failed")
-
-
-def _reason(error: DBAPIError | PoolTimeoutError) -> str:
-    return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__
 
 
 def run_task(step: Step, resources: Resources, job_id: int) -> None:
@@ -113,8 +107,8 @@ def run_task(step: Step, resources: Resources, job_id: int) -> None:
     faulthandler.dump_traceback_later(LEASE.total_seconds(), exit=True)
     try:
         run_step(step, job_id, resources)
-    except (DBAPIError, PoolTimeoutError) as error:
-        log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=_reason(error))
+    except queries.DATABASE_ERRORS as error:
+        log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=queries.explain(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -11,6 +11,7 @@ from dicom_node.config import PeerSettings
 from dicom_node.errors import PermanentError, TransientError
 from dicom_node.holding import check_references
 from dicom_node.logs import log_event
+from dicom_node.peers import addresses_of, is_at
 from dicom_node.queries import CommitmentRequest
 from workers.resources import LEASE, Resources
 
@@ -56,10 +57,17 @@ def _report(request: CommitmentRequest, resources: Resources) -> None:
 
 
 def _find_peer(request: CommitmentRequest, resources: Resources) -> PeerSettings:
-    for peer in resources.settings.receiver.peers:
-        if peer.ae_title.strip() == request.calling_ae_title and peer.port is not None:
+    """Return the peer that asked: by AE title and address, as it was let in; several may share an AE title."""
+    peers = resources.settings.receiver.peers
+    named = [peer for peer in peers if peer.ae_title.strip() == request.calling_ae_title and peer.port is not None]
+    for peer in named:
+        if is_at(peer, request.address):
             return peer
-    raise PermanentError(f"receiver.peers has no port for {request.calling_ae_title}, where it takes reports")
+    if not all(addresses_of(peer.address) for peer in named):
+        raise TransientError(f"the address of {request.calling_ae_title} in receiver.peers cannot be looked up")
+    raise PermanentError(
+        f"receiver.peers has no port for {request.calling_ae_title} at {request.address}, where it takes reports"
+    )
 
 
 def _try_later(request: CommitmentRequest, reason: str, resources: Resources) -> None:
@@ -70,14 +78,13 @@ def _try_later(request: CommitmentRequest, reason: str, resources: Resources) ->
     ending = queries.RequestEnd(
         "PENDING", now + study.backoff(request.attempts, f"request {request.request_id}"), reason
     )
-    with resources.sessions.begin() as session:
-        queries.end_request(session, request.request_id, resources.token, ending, now)
+    resources.keep(lambda session: queries.end_request(session, request.request_id, resources.token, ending, now))
     log_event(logger, "commitment not told", level=logging.WARNING, request_id=request.request_id, reason=reason)
 
 
 def _end(request: CommitmentRequest, state: str, resources: Resources, failure: str | None = None) -> None:
     now = resources.clock()
-    with resources.sessions.begin() as session:
-        queries.end_request(session, request.request_id, resources.token, queries.RequestEnd(state, now, failure), now)
+    ending = queries.RequestEnd(state, now, failure)
+    resources.keep(lambda session: queries.end_request(session, request.request_id, resources.token, ending, now))
     if failure:
         log_event(logger, "commitment given up", level=logging.WARNING, request_id=request.request_id, reason=failure)

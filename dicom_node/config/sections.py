@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -183,8 +184,11 @@ class AuditSettings(Section):
 
     @model_validator(mode="after")
     def _trusted(self) -> Self:
-        if self.syslog.startswith("syslog+tls") and self.tls is None:
+        scheme = urlsplit(self.syslog).scheme
+        if scheme == "syslog+tls" and self.tls is None:
             raise ValueError("tls.ca is needed for syslog+tls: the authorities that sign the collector's certificate")
+        if scheme == "syslog+tcp" and self.tls is not None:
+            raise ValueError("syslog+tcp sends in clear, so that tls is of no use: write syslog+tls, or leave tls out")
         return self
 
 

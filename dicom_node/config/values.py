@@ -84,6 +84,6 @@ def check_certificate(value: str) -> str:
 def parse_syslog_url(value: object) -> object:
     """Refuse what is no collector of audit messages."""
     url = urlsplit(str(value))
-    if url.scheme not in {"syslog+tls", "syslog+tcp"} or not url.hostname:
+    if url.scheme not in {"syslog+tls", "syslog+tcp"} or not url.hostname or url.port == 0:  # raises above 65535
         raise ValueError("the collector is given as syslog+tls://host:6514 (or syslog+tcp://host:601)")
     return value

@@ -1,7 +1,8 @@
 """The console's HTTP server: which path is answered by what. Nothing here changes a row.
 
-There is no sign-in yet, so that it listens on this host alone and answers only requests addressed to this host (a page
-of another site that rebinds its name to 127.0.0.1 is refused).
+Who looks at a study is audited, and a look that cannot be audited is refused. There is no sign-in yet, so that it
+listens on this host alone and answers only requests addressed to this host (a page of another site that rebinds its
+name to 127.0.0.1 is refused).
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET, AF_INET6
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
@@ -28,7 +28,16 @@ from dicom_node.console.metrics import render_metrics
 from dicom_node.console.pages import STATES, render_error, render_job, render_jobs
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import JobFilter, about_study, count_jobs, list_jobs, note_audit, show_job
+from dicom_node.queries import (
+    DATABASE_ERRORS,
+    JobDetail,
+    JobFilter,
+    about_study,
+    count_jobs,
+    list_jobs,
+    note_audit,
+    show_job,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +78,11 @@ class Pages:
     sessions: sessionmaker[Session]
     clock: Clock
 
-    def answer(self, path: str, query: Mapping[str, str], address: str = "") -> Answer:
-        """Return the response to GET `path` from `address`; raises RefusedError. Who looks at a study is audited."""
+    def answer(self, path: str, query: Mapping[str, str], address: str | None = None) -> Answer:
+        """Return the response to GET `path`; raises RefusedError.
+
+        `address` is whose look at a study is audited; None: nobody is shown it (HEAD).
+        """
         match [part for part in path.split("/") if part]:
             case []:
                 return Answer(200, HTML, self._list_page(query))
@@ -98,14 +110,28 @@ class Pages:
         with self.sessions() as session:
             return [job.to_json() for job in list_jobs(session, parse_filter(query))]
 
-    def _job(self, job_id: str, address: str) -> dict[str, Any]:
-        with self.sessions.begin() as session:
+    def _job(self, job_id: str, address: str | None) -> dict[str, Any]:
+        with self.sessions() as session:
             job = show_job(session, int(job_id)) if re.fullmatch(r"[0-9]{1,9}", job_id) else None
-            if job is None:
-                raise RefusedError(404, f"there is no job {job_id}")
-            event = about_study(session, "study accessed", job.summary.study_instance_uid)
-            note_audit(session, replace(event, actor_address=address, reason=f"job {job_id}"), "console", self.clock())
-            return job.to_json()
+        if job is None:
+            raise RefusedError(404, f"there is no job {job_id}")
+        if address is not None:
+            self._note_access(job, address)
+        return job.to_json()
+
+    def _note_access(self, job: JobDetail, address: str) -> None:
+        try:
+            with self.sessions.begin() as session:
+                event = about_study(session, "study accessed", job.summary.study_instance_uid)
+                event = replace(event, actor_address=address, reason=f"job {job.summary.job_id}")
+                note_audit(session, event, "console", self.clock())
+        except DATABASE_ERRORS as error:
+            log_event(logger, "access not audited", level=logging.ERROR, error=type(error).__name__)
+            raise RefusedError(
+                503,
+                "the access cannot be noted in the audit trail, and is not granted without: the database takes no "
+                "writes now (it is read-only, full, locked or away)",
+            ) from None
 
     def _readiness(self) -> Answer:
         engine = self.sessions.kw["bind"]
@@ -120,12 +146,16 @@ def parse_filter(query: Mapping[str, str]) -> JobFilter:
         raise RefusedError(
             400, f"unknown filter {', '.join(unknown)}; use state, study, patient, accession, since, limit"
         )
+    if any("\0" in value for value in query.values()):
+        raise RefusedError(400, "a filter has the character NUL (%00), which no value has")
     if query.get("state", STATES[0]) not in STATES:
         raise RefusedError(400, f"state is one of {', '.join(STATES)}")
     try:
         since = datetime.fromisoformat(query["since"]) if "since" in query else None
+        if since and since.tzinfo:
+            since = since.astimezone(UTC)
         limit = int(query.get("limit", "50"))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RefusedError(400, f"since is an ISO time with its zone, limit a number: {error}") from None
     if (since and since.tzinfo is None) or not 1 <= limit <= MAX_LISTED:
         raise RefusedError(400, f"since must name its zone (2026-01-31T12:00Z), and limit be 1 to {MAX_LISTED}")
@@ -177,10 +207,11 @@ class RequestHandler(BaseHTTPRequestHandler):
         try:
             refuse_foreign_host(self.headers.get("Host", ""))
             query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=False).items()}
-            return self.server.pages.answer(url.path, query, str(self.client_address[0]))
+            address = None if self.command == "HEAD" else str(self.client_address[0])
+            return self.server.pages.answer(url.path, query, address)
         except RefusedError as error:
             return _refusal(url.path, error.status, str(error))
-        except (DBAPIError, NodeError) as error:
+        except (*DATABASE_ERRORS, NodeError) as error:
             log_event(logger, "request failed", level=logging.ERROR, error=type(error).__name__)
             return _refusal(url.path, 503, "the job database does not answer; see /readyz")
 

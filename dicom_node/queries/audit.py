@@ -1,4 +1,7 @@
-"""Audit events as rows: noted in the transaction of what they tell, and marked when a collector was sent them."""
+"""Audit events as rows: noted in the transaction of what they tell, and marked when a collector was sent them.
+
+Who sends them claims them first, so that of several senders one has each; a row that is claimed is closed.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.audit import AuditEvent, Kind
 from dicom_node.clock import Clock
 from dicom_node.instance import Instance
 from dicom_node.logs import log_event
+from dicom_node.queries.engine import DATABASE_ERRORS, explain
 from dicom_node.tables import AuditRow, ResultRow, StudyRow
 
 logger = logging.getLogger(__name__)
@@ -53,17 +55,20 @@ def note_process(sessions: sessionmaker[Session], clock: Clock, process: str, ki
     try:
         with sessions.begin() as session:
             note_audit(session, AuditEvent(kind), process[:32], clock())
-    except (DBAPIError, PoolTimeoutError) as error:
-        log_event(logger, "audit event not kept", level=logging.WARNING, kind=kind, reason=type(error).__name__)
+    except DATABASE_ERRORS as error:
+        log_event(logger, "audit event not kept", level=logging.WARNING, kind=kind, reason=explain(error))
 
 
 def note_received(
     session: Session, association: str, instance: Instance, calling_ae_title: str, address: str, now: datetime
 ) -> None:
-    """Keep that an instance came by an association: one event for each study that it brings, which counts them."""
+    """Keep that an instance came by an association: one event for each study that it brings, which counts them.
+
+    The lock waits for a claim under way: a row that was claimed is no more this association's, and another is begun.
+    """
     study = instance.study_instance_uid
     key = f"{association[:40]} {hashlib.sha256(study.encode()).hexdigest()[:16]}"
-    row = session.scalar(select(AuditRow).where(AuditRow.association == key))
+    row = session.scalar(select(AuditRow).where(AuditRow.association == key).with_for_update())
     if row is None:
         event = AuditEvent(
             "instances received", actor=calling_ae_title, actor_address=address, study_instance_uid=study,
@@ -93,16 +98,30 @@ def about_study(session: Session, kind: Kind, study_instance_uid: str) -> AuditE
 
 
 def unsent_audit(session: Session, now: datetime, limit: int) -> tuple[AuditEntry, ...]:
-    """Return what no collector was sent yet, the oldest first."""
-    statement = (
-        select(AuditRow).where(AuditRow.sent_at.is_(None), AuditRow.due_at <= now).order_by(AuditRow.id).limit(limit)
-    )
+    """Return what no collector was sent yet and nobody is sending, the oldest first; locked."""
+    unsent = select(AuditRow).where(AuditRow.sent_at.is_(None), AuditRow.due_at <= now)
+    statement = unsent.order_by(AuditRow.id).limit(limit).with_for_update(skip_locked=True)
     return tuple(map(_entry, session.scalars(statement)))
 
 
-def mark_audit(session: Session, audit_ids: Sequence[int], sent_at: datetime | None) -> None:
-    """Note when events were sent, or (None) that they are to be sent again."""
-    session.execute(update(AuditRow).where(AuditRow.id.in_(audit_ids)).values(sent_at=sent_at))
+def claim_audit(session: Session, now: datetime, until: datetime, limit: int) -> tuple[AuditEntry, ...]:
+    """Claim what is to be sent, the oldest first: nobody else sends it before `until`, and nothing is added to it."""
+    entries = unsent_audit(session, now, limit)
+    if entries:
+        claimed = update(AuditRow).where(AuditRow.id.in_([entry.audit_id for entry in entries]))
+        session.execute(claimed.values(due_at=until, association=None))
+    return entries
+
+
+def mark_audit(session: Session, audit_ids: Sequence[int], until: datetime, sent_at: datetime) -> None:
+    """Note when events that were claimed until then were sent; one whose claim ran out is somebody else's."""
+    claimed = (AuditRow.id.in_(audit_ids), AuditRow.sent_at.is_(None), AuditRow.due_at == until)
+    session.execute(update(AuditRow).where(*claimed).values(sent_at=sent_at))
+
+
+def release_audit(session: Session, audit_ids: Sequence[int], now: datetime) -> None:
+    """Have events sent (again) at once."""
+    session.execute(update(AuditRow).where(AuditRow.id.in_(audit_ids)).values(sent_at=None, due_at=now))
 
 
 def list_audit(

@@ -68,7 +68,8 @@ def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> str:
     job_id = session.scalar(select(DispatchRow.job_id).where(DispatchRow.dispatch_id == dispatch_id))
     if job_id is None:
         raise NodeError(f"there is no delivery {dispatch_id}; `knowmvg deliveries` lists them")
-    job = session.scalars(select(JobRow).where(JobRow.job_id == job_id).with_for_update()).one()
+    job = _lock_job(session, job_id)
+    assert job is not None
     dispatch = session.get_one(DispatchRow, dispatch_id)
     if dispatch.state != "DEAD":
         raise NodeError(f"delivery {dispatch_id} is {dispatch.state}, no dead letter; there is nothing to replay")
@@ -88,13 +89,21 @@ def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> str:
 
 def _ended_job(session: Session, job_id: int) -> JobRow:
     """Return a job that may be retried, its row locked."""
-    job = session.scalar(select(JobRow).where(JobRow.job_id == job_id).with_for_update())
+    job = _lock_job(session, job_id)
     if job is None:
         raise NodeError(_unknown(job_id))
     if job.state not in END_STATES:
         raise NodeError(f"job {job_id} is under way ({job.state}); there is nothing to retry")
     _refuse_replaced(session, job)
     return job
+
+
+def _lock_job(session: Session, job_id: int) -> JobRow | None:
+    """Lock a job, after its study: an instance that opens the next revision does the same, and one of both waits."""
+    of_job = select(JobRow.study_instance_uid).where(JobRow.job_id == job_id).scalar_subquery()
+    study = select(StudyRow).where(StudyRow.study_instance_uid == of_job)
+    session.execute(study.with_for_update(key_share=True).execution_options(populate_existing=True))
+    return session.scalar(select(JobRow).where(JobRow.job_id == job_id).with_for_update(key_share=True))
 
 
 def _refuse_replaced(session: Session, job: JobRow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -45,14 +46,26 @@ def note_commitment_request(
     sender: tuple[str, str],
     references: Sequence[tuple[str, str]],
     now: datetime,
-) -> bool:
-    """Keep a request of `sender` (calling AE title, address); False if there is one under this Transaction UID."""
-    calling_ae_title, address = sender
-    return insert_or_ignore(
-        session, CommitmentRequestRow, transaction_uid=transaction_uid, calling_ae_title=calling_ae_title[:16],
-        address=address[:64], references=[list(pair) for pair in references], state="PENDING", attempts=0, deaths=0,
-        due_at=now, asked_at=now, updated_at=now,
-    )  # fmt: skip
+) -> Literal["new", "repeat", "conflict"]:
+    """Keep a request of `sender` (calling AE title, address).
+
+    One that it has asked before under this Transaction UID is to be told anew, unless it names other instances.
+    """
+    calling_ae_title, address = sender[0][:16], sender[1][:64]
+    asked = {
+        "address": address, "state": "PENDING", "attempts": 0, "deaths": 0, "failure": None,
+        "due_at": now, "asked_at": now, "updated_at": now,
+    }  # fmt: skip
+    row, named = CommitmentRequestRow, [list(pair) for pair in references]
+    key = {"transaction_uid": transaction_uid, "calling_ae_title": calling_ae_title}
+    if insert_or_ignore(session, row, **key, references=named, **asked):
+        return "new"
+    known = session.scalars(select(row).filter_by(**key)).one()
+    if sorted(known.references) != sorted(named):
+        return "conflict"
+    # one that is PENDING is told by itself
+    session.execute(update(row).where(row.request_id == known.request_id, row.state != "PENDING").values(asked))
+    return "repeat"
 
 
 def requests_to_ring(session: Session, now: datetime, limit: int) -> tuple[int, ...]:
@@ -115,7 +128,9 @@ def end_request(session: Session, request_id: int, token: str, ending: RequestEn
         update(CommitmentRequestRow)
         .where(CommitmentRequestRow.request_id == request_id, CommitmentRequestRow.lease_token == token)
         .values(
-            NO_LEASE | {"state": ending.state, "failure": ending.failure, "due_at": ending.due_at, "updated_at": now}
+            NO_LEASE
+            | {"state": ending.state, "failure": ending.failure}
+            | {"due_at": ending.due_at, "deaths": 0, "updated_at": now}
         )
     )
 

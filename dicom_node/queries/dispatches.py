@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
-from dicom_node.delivery import OPEN_DISPATCHES, DispatchState, PartState, settle
+from dicom_node.delivery import NOT_ACCEPTED, OPEN_DISPATCHES, DispatchState, PartState, settle
 from dicom_node.queries.audit import note_export
 from dicom_node.queries.jobs import add_event, end_delivery, older_is_under_way
 from dicom_node.queries.leases import has_free_lease, take
@@ -149,7 +149,7 @@ def claim_dispatch(
             JobRow.revision == current.scalar_subquery(),
             ~older_is_under_way(now),
         )
-        .with_for_update(of=JobRow)
+        .with_for_update(of=JobRow, key_share=True)
     )
     found = session.execute(job).one_or_none()
     if found is None:
@@ -244,12 +244,20 @@ def cancel_dispatches(session: Session, job_ids: Sequence[int], now: datetime) -
 def reopen_dispatches(
     session: Session, job_id: int, now: datetime, *, all_parts: bool, only: int | None = None
 ) -> None:
-    """Put the ended dispatches of a job (or one of them) back to PENDING: what was not delivered, or all parts."""
+    """Put the ended dispatches of a job (or one of them) back to PENDING: what was not delivered, or all parts.
+
+    Where the archive no longer accepted the SR class that it had been sent, any may be sent: a person has decided.
+    """
     statement = select(DispatchRow).where(DispatchRow.job_id == job_id, DispatchRow.state.not_in(OPEN_DISPATCHES))
     if only is not None:
         statement = statement.where(DispatchRow.dispatch_id == only)
     for dispatch in session.scalars(statement):
         of_state = () if all_parts else (DeliveryRow.state != "DELIVERED",)
+        session.execute(
+            update(DeliveryRow)
+            .where(*parts_of(dispatch), DeliveryRow.state == "FAILED", DeliveryRow.detail == NOT_ACCEPTED)
+            .values(sop_instance_uid=None)
+        )
         session.execute(
             update(DeliveryRow)
             .where(*parts_of(dispatch), *of_state)
@@ -263,9 +271,14 @@ def reopen_dispatches(
 
 
 def settle_dispatch(session: Session, dispatch: DispatchRow, ending: Ending, now: datetime) -> None:
-    """Give up a dispatch with the state that its parts give it; with the last one of the job, the job ends."""
+    """Give up a dispatch with the state that its parts give it; with the last one of the job, the job ends.
+
+    However a try ends, nobody died at it.
+    """
+    was_delivered = dispatch.state == "DELIVERED"
     parts = list(session.scalars(select(DeliveryRow.state).where(*parts_of(dispatch))))
     dispatch.lease_token = dispatch.lease_until = None
+    dispatch.deaths = 0
     dispatch.updated_at = now
     if dispatch.state != "CANCELLED" or settle(parts) == "DELIVERED":  # type: ignore[arg-type]  # a str column
         dispatch.state = settle(parts)  # type: ignore[arg-type]
@@ -277,20 +290,21 @@ def settle_dispatch(session: Session, dispatch: DispatchRow, ending: Ending, now
     why = ending.failure or dispatch.failure or ""
     dispatch.failure = f"{why}{ending.advice}" if dispatch.state == "DEAD" else None
     session.flush()
-    if dispatch.state == "DELIVERED":
+    if dispatch.state == "DELIVERED" and not was_delivered:
         _note_delivered(session, dispatch, now)
     _settle_job(session, dispatch.job_id, now)
 
 
 def _settle_job(session: Session, job_id: int, now: datetime) -> None:
-    """End a job all of whose dispatches have ended."""
+    """End a job all of whose dispatches have ended; one that had FAILED, where they are all DELIVERED by now."""
     ended = session.execute(
         select(DispatchRow.state, DispatchRow.failure)
         .where(DispatchRow.job_id == job_id)
         .order_by(DispatchRow.destination)
     ).all()
-    if ended and all(state not in OPEN_DISPATCHES for state, _ in ended):
-        end_delivery(session, job_id, [f"{why}" for state, why in ended if state == "DEAD"], now)
+    if not ended or any(state in OPEN_DISPATCHES for state, _ in ended):
+        return
+    end_delivery(session, job_id, [why or state for state, why in ended if state != "DELIVERED"], now)
 
 
 def _show_in_job(session: Session, job_id: int, now: datetime) -> None:
@@ -328,7 +342,7 @@ def parts_of(dispatch: DispatchRow) -> tuple[Any, ...]:
 
 def lock_job(session: Session, job_id: int) -> None:
     """Lock a job's row until the end of the transaction."""
-    session.execute(select(JobRow.job_id).where(JobRow.job_id == job_id).with_for_update())
+    session.execute(select(JobRow.job_id).where(JobRow.job_id == job_id).with_for_update(key_share=True))
 
 
 def _is_held(now: datetime) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 SQLITE_WAIT_S = 30
@@ -20,7 +22,14 @@ SQLITE_WAIT_S = 30
 POSTGRESQL_OPTIONS = "-c timezone=UTC -c synchronous_commit=on -c lock_timeout=15s -c statement_timeout=60s"
 """A commit that is answered is on disk, whatever the server's default; nothing waits for ever."""
 
-POOL: dict[str, Any] = {"pool_size": 8, "max_overflow": 16, "pool_timeout": 30}
+ENGINE: dict[str, Any] = {"pool_size": 8, "max_overflow": 16, "pool_timeout": 30, "hide_parameters": True}
+"""Parameters stay out of what is raised, and so out of the log: they are patients' data."""
+
+DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
+"""All that a database raises."""
+
+AWAY_ERRORS = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+"""What it raises while it is away, full, locked or read-only; the rest is about what it was asked."""
 
 
 def make_engine(url: str) -> Engine:
@@ -32,6 +41,14 @@ def make_engine(url: str) -> Engine:
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
     """Return the factory of sessions; `with sessions.begin() as session` is one transaction."""
     return sessionmaker(engine, expire_on_commit=False)
+
+
+def explain(error: Exception) -> str:
+    """Return what a database says, fit for a log: without statements and their values, which may be a patient's."""
+    if isinstance(error, OperationalError | InterfaceError | InternalError) and error.orig is not None:
+        return str(error.orig).partition("\n")[0]
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    return type(cause or error).__name__
 
 
 def probe(session: Session) -> str:
@@ -49,13 +66,13 @@ def probe(session: Session) -> str:
 def _make_postgresql(url: URL) -> Engine:
     arguments = {"connect_timeout": 10, "application_name": "knowmvg", "options": POSTGRESQL_OPTIONS}
     keep_alive = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    return create_engine(url, connect_args=arguments | keep_alive, pool_pre_ping=True, pool_recycle=1800, **POOL)
+    return create_engine(url, connect_args=arguments | keep_alive, pool_pre_ping=True, pool_recycle=1800, **ENGINE)
 
 
 def _make_sqlite(url: URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_WAIT_S}, **POOL)
+    engine = create_engine(url, connect_args={"timeout": SQLITE_WAIT_S}, **ENGINE)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine

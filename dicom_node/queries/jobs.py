@@ -31,6 +31,9 @@ EVENTS: dict[str, str] = {
 
 OUTCOMES: dict[str, str | None] = {"NOT_APPLICABLE": "NOT_APPLICABLE", "FAILED": "FAILED", "CANCELLED": None}
 
+KEY_SHARED = {"key_share": True}
+"""A row's lock that lets others refer to the row: to its job, an event; to its study, a job."""
+
 STEP_STATES: tuple[State, ...] = ("COMPLETE", "GROUNDED")
 """States that a step of the job itself leads out of; out of WRITTEN lead its dispatches."""
 
@@ -111,14 +114,19 @@ def claim(session: Session, job_id: int, state: State, token: str, now: datetime
 def end_delivery(
     session: Session, job_id: int, failures: Sequence[str], now: datetime, detail: str = "to every destination"
 ) -> bool:
-    """End a WRITTEN job, all of whose dispatches have ended: DELIVERED, or FAILED for the reasons given."""
-    row = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
-    if row is None or row.state != "WRITTEN":
+    """End a WRITTEN job, all of whose dispatches have ended: DELIVERED, or FAILED for the reasons given.
+
+    A job that was FAILED for want of a confirmation is DELIVERED when that has come after all.
+    """
+    row = session.get(JobRow, job_id, with_for_update=KEY_SHARED, populate_existing=True)
+    if row is None or row.state not in (("WRITTEN",) if failures else ("WRITTEN", "FAILED")):
         return False
     seconds = round((now - row.step_since).total_seconds(), 3)
     failure = "; ".join(dict.fromkeys(failures))
     values = _ending("FAILED", failure, now) if failures else _entering("DELIVERED", now)
     values["timings"] = row.timings | {"deliver": seconds}
+    if row.state == "FAILED":
+        values["outcome"] = (row.selection or {}).get("outcome", row.outcome)
     session.execute(update(JobRow).where(JobRow.job_id == job_id).values(values | NO_LEASE))
     add_event(session, (row.study_instance_uid, job_id), now, EVENTS[values["state"]], failure or detail)
     return True
@@ -126,7 +134,8 @@ def end_delivery(
 
 def is_written(session: Session, job_id: int) -> bool:
     """Tell whether a job is WRITTEN, and keep it so until the end of the transaction."""
-    return session.scalar(select(JobRow.state).where(JobRow.job_id == job_id).with_for_update()) == "WRITTEN"
+    statement = select(JobRow.state).where(JobRow.job_id == job_id).with_for_update(key_share=True)
+    return session.scalar(statement) == "WRITTEN"
 
 
 def note_opened(session: Session, job_id: int, again_at: datetime) -> None:
@@ -167,7 +176,7 @@ def advance(
 
 def retry_later(session: Session, job_id: int, token: str, reason: str, due_at: datetime, now: datetime) -> bool:
     """Give up a claimed job and its lease, to be tried again from `due_at` on; False if it is no longer ours."""
-    values = {"due_at": due_at, "failure": reason, "updated_at": now}
+    values = {"due_at": due_at, "failure": reason, "deaths": 0, "updated_at": now}
     return _finish(session, (job_id, token, None), now, values, event="step will be tried again", detail=reason)
 
 

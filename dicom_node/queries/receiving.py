@@ -195,7 +195,10 @@ def _note_repeat(
     statement = select(InstanceRow).where(InstanceRow.sop_instance_uid == instance.sop_instance_uid)
     held = session.scalars(statement).one()
     if held.sha256 == stored.sha256:
-        held.storage_key, held.removed_at = stored.key, None  # its bytes are there again, if they had been removed
+        held.storage_key = stored.key
+        if held.removed_at is not None:  # by the retention rule, which begins to count anew
+            held.removed_at, held.received_at = None, now
+            _add_event(session, instance, None, now, "instance filed again", "its bytes had been removed")
         return Recorded("repeat", None, held.revision)
     is_new = insert_or_ignore(
         session,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session, aliased
 
 from dicom_node.queries.jobs import add_event
-from dicom_node.tables import DeliveryRow, InstanceRow, JobRow, StudyRow
+from dicom_node.tables import DeliveryRow, InstanceRow, JobRow, ReportReferenceRow, StudyRow
 
 CONFIRMED = ("commitment", "query")
 """Confirmations that an archive gave by itself; a C-STORE response alone frees nothing."""
@@ -21,7 +21,8 @@ def removable_studies(
     """Return studies of which no bytes are needed any more.
 
     The job of the current revision was DELIVERED before that instant, every part of it with a confirmation; none of the
-    study's jobs is under way; nothing came since; something is still there to be removed.
+    study's jobs is under way; nothing came since; no other study waits for a report of this one; something is still
+    there to be removed.
     """
     job, other = JobRow, aliased(JobRow)
     kept = exists().where(
@@ -37,13 +38,15 @@ def removable_studies(
     sent = exists().where(DeliveryRow.job_id == job.job_id)
     unconfirmed = exists().where(
         DeliveryRow.job_id == job.job_id,
-        (DeliveryRow.state != "DELIVERED") | DeliveryRow.confirmed_by.not_in(CONFIRMED),
+        (DeliveryRow.state != "DELIVERED")
+        | DeliveryRow.confirmed_by.is_(None)
+        | DeliveryRow.confirmed_by.not_in(CONFIRMED),
     )
     statement = (
         select(StudyRow.study_instance_uid)
         .join(job, (job.study_instance_uid == StudyRow.study_instance_uid) & (job.revision == StudyRow.revision))
         .where(job.state == "DELIVERED", job.step_since < delivered_before)
-        .where(kept, ~later, ~under_way, sent, ~unconfirmed)
+        .where(kept, ~later, ~under_way, sent, ~unconfirmed, ~_is_waited_for())
         .order_by(job.step_since)
         .limit(limit)
     )
@@ -52,15 +55,32 @@ def removable_studies(
     return tuple(session.scalars(statement))
 
 
+def _is_waited_for() -> ColumnElement[bool]:
+    """Say in SQL that a report of the study is about another one that is not here yet, or not delivered."""
+    other = aliased(StudyRow)
+    delivered = (
+        exists()
+        .where(other.study_instance_uid == ReportReferenceRow.study_instance_uid)
+        .where(JobRow.study_instance_uid == other.study_instance_uid, JobRow.revision == other.revision)
+        .where(JobRow.state == "DELIVERED")
+        .correlate(ReportReferenceRow)
+    )
+    return exists().where(
+        InstanceRow.study_instance_uid == StudyRow.study_instance_uid,
+        ReportReferenceRow.sop_instance_uid == InstanceRow.sop_instance_uid,
+        ~delivered,
+    )
+
+
 def remove_inputs(
-    session: Session, study_instance_uid: str, delivered_before: datetime, remove: Callable[[str], None], now: datetime
+    session: Session, study_instance_uid: str, delivered_before: datetime, remove: Callable[[str], bool], now: datetime
 ) -> int:
     """Remove the received bytes of a study that may still be removed, and note it; return how many instances.
 
-    `remove` is called with each storage key while the study's row is locked: an instance that is sent again meanwhile
-    waits for the end of this transaction, and is then found missing or kept anew.
+    `remove` is called with each storage key, and tells whether it could be removed, while the study's row is locked: an
+    instance that is sent again meanwhile waits for the end of this transaction, and is then found missing or kept anew.
     """
-    locked = select(StudyRow).where(StudyRow.study_instance_uid == study_instance_uid).with_for_update()
+    locked = select(StudyRow).where(StudyRow.study_instance_uid == study_instance_uid).with_for_update(key_share=True)
     study = session.scalar(locked)
     if study is None or not removable_studies(session, delivered_before, 1, study_instance_uid):
         return 0
@@ -69,14 +89,16 @@ def remove_inputs(
             InstanceRow.study_instance_uid == study_instance_uid, InstanceRow.removed_at.is_(None)
         )
     ).all()
-    for row in rows:
-        remove(row.storage_key)
+    removed = [row for row in rows if remove(row.storage_key)]
+    for row in removed:
         row.removed_at = now
+    if not removed:
+        return 0
     job_id = session.scalar(
         select(JobRow.job_id).where(JobRow.study_instance_uid == study_instance_uid, JobRow.revision == study.revision)
     )
     assert job_id is not None
     add_event(
-        session, (study_instance_uid, job_id), now, "inputs removed", f"{len(rows)} instances, by the retention rule"
+        session, (study_instance_uid, job_id), now, "inputs removed", f"{len(removed)} instances, by the retention rule"
     )
-    return len(rows)
+    return len(removed)

@@ -126,9 +126,6 @@ def downgrade() -> None:
     for table in ("audit", "destinations", "commitment_requests", "commitments", "dispatches"):
         op.drop_table(table)
     op.drop_index("ix_deliveries_sop_instance_uid", "deliveries")
-    with op.batch_alter_table("deliveries") as deliveries:
-        deliveries.drop_column("detail")
-    with op.batch_alter_table("instances") as instances:
-        instances.drop_column("removed_at")
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.drop_column("deaths")
+    op.drop_column("deliveries", "detail")  # in place: a table made anew would break what refers to it
+    op.drop_column("instances", "removed_at")
+    op.drop_column("jobs", "deaths")

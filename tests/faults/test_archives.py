@@ -80,7 +80,7 @@ class Deliveries:
 
     def __init__(self, folder: Path, archives: list[FakePacs], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scu, "ANSWER_TIMEOUT_S", 2)
-        monkeypatch.setattr("workers.deliver.REPORT_WAIT_S", 0.5)
+        monkeypatch.setattr("workers.confirming.REPORT_WAIT_S", 0.5)
         names = [
             {"name": p.ae_title.lower(), "ae_title": p.ae_title, "host": "127.0.0.1", "port": p.port,
              "report_within_s": 2}

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.config import Settings
 from dicom_node.console.server import make_server
 from dicom_node.errors import NodeError
 from dicom_node.instance import read_instance
-from dicom_node.queries import close_job, make_engine, make_sessions, record_instance, upgrade_schema
+from dicom_node.queries import close_job, list_audit, make_engine, make_sessions, record_instance, upgrade_schema
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
@@ -51,12 +52,24 @@ def clock() -> FrozenClock:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """A database on SQLite, or, where a test says so, on PostgreSQL."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path}/knowmvg.db"
+    postgres_url: str = request.getfixturevalue("postgres_url")
+    return postgres_url
+
+
+on_both = pytest.mark.parametrize("url", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, url: str) -> Settings:
     """The settings of a node whose files are in an empty folder."""
     return Settings.model_validate(
         {
             "node": {"data_dir": tmp_path},
-            "database": {"url": f"sqlite:///{tmp_path}/knowmvg.db"},
+            "database": {"url": url},
             "storage": {"url": f"file://{tmp_path}/dicom"},
             "receiver": {"min_free_bytes": 1},
         }
@@ -159,6 +172,7 @@ def test_jobs_are_filtered(get: Get, query: str, count: int) -> None:
         ("/api/v1/jobs?limit=0", 400),
         ("/api/v1/jobs?limit=many", 400),
         ("/api/v1/jobs?since=2026-01-02", 400),
+        ("/api/v1/jobs?since=0001-01-01T00:00%2B23:00", 400),
         ("/api/v1/jobs?nonsense=1", 400),
         ("/api/v1/jobs/999", 404),
         ("/api/v1/jobs/one", 404),
@@ -175,6 +189,44 @@ def test_what_it_does_not_know_is_refused(get: Get, path: str, status: int) -> N
     assert "Traceback" not in reply.body
     if path.startswith("/api/"):
         assert set(reply.document) == {"error"}  # type: ignore[call-overload]
+
+
+@on_both
+@pytest.mark.parametrize("name", ["state", "study", "patient", "accession", "since", "limit"])
+def test_a_filter_with_a_nul_is_refused(get: Get, name: str) -> None:
+    for path in ("/", "/api/v1/jobs"):
+        reply = get(f"{path}?{name}=1%00")
+        assert (reply.status, "NUL" in reply.body) == (400, True)
+
+
+def take_no_writes(engine: Engine) -> None:
+    """Make the database one that can only be read; an SQLite file that is read-only cannot even be read, but full."""
+    if engine.dialect.name == "sqlite":
+        full = "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        with engine.begin() as connection:
+            connection.execute(text(full))
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = on'))
+    engine.dispose()
+
+
+@on_both
+def test_what_cannot_be_audited_is_not_shown_and_that_is_said(get: Get, sessions: sessionmaker[Session]) -> None:
+    take_no_writes(sessions.kw["bind"])
+    for path in ("/jobs/1", "/api/v1/jobs/1"):
+        reply = get(path)
+        assert (reply.status, "cannot be noted in the audit trail" in reply.body) == (503, True)
+        assert make_cxr_dataset(study="whole").StudyInstanceUID not in reply.body
+    assert get("/jobs/99").status == 404
+    assert get("/").status == 200
+
+
+def test_a_look_at_a_job_is_audited_and_a_head_request_is_none(get: Get, sessions: sessionmaker[Session]) -> None:
+    statuses = [get("/jobs/1", method=method).status for method in ("HEAD", "GET", "HEAD")]
+    with sessions() as session:
+        entries = list_audit(session, 10, "study accessed")
+    assert (statuses, [entry.event.reason for entry in entries]) == ([200] * 3, ["job 1"])
 
 
 def test_the_pages_show_the_jobs(get: Get) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pynetdicom.events import Event
 from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
 
 from dicom_node import queries
 from dicom_node.commitment import PUSH_MODEL, make_report
@@ -262,7 +263,10 @@ def test_archive_that_cannot_answer_the_query_now_is_asked_again(tmp_path: Path,
     assert "did not answer the query" in job["failure"]
 
 
-def test_archive_that_breaks_off_at_the_query_is_asked_again(tmp_path: Path, pacs: FakePacs) -> None:
+def test_archive_that_breaks_off_at_the_query_is_asked_again(
+    tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 2)
     pacs.misread = lambda event: event.assoc.abort()
     rig = make_rig(tmp_path, pacs)
     job = run(rig)
@@ -470,6 +474,60 @@ def test_an_archive_that_may_have_kept_an_sr_is_given_no_other(tmp_path: Path, p
     assert rig.job(job["job_id"])["state"] == "FAILED"
 
 
+def test_a_dead_letter_of_a_class_that_is_no_longer_accepted_is_replayed_as_the_other(tmp_path: Path) -> None:
+    with FakePacs() as pacs:
+        pacs.misbehave = lambda event: event.assoc.abort()  # type: ignore[func-returns-value]
+        rig = make_rig(tmp_path, pacs)
+        job_id = run(rig)["job_id"]
+        pacs.stop()
+        pacs.misbehave, pacs.classes = lambda event: None, (COMPREHENSIVE_SR, GSPS_STORAGE)
+        pacs.start()
+        rig.settle(seconds=1200)
+        assert rig.job(job_id)["state"] == "FAILED"
+        with rig.sessions.begin() as session:
+            queries.replay_dispatch(session, 1, rig.clock())
+        rig.settle(seconds=1)
+        assert rig.job(job_id)["state"] == "DELIVERED"
+        assert [ds.SOPClassUID for ds in pacs.structured_reports()] == [COMPREHENSIVE_SR]
+
+
+def test_a_retry_after_the_destinations_came_back_has_all_its_patience(tmp_path: Path, pacs: FakePacs) -> None:
+    rig = make_rig(tmp_path, pacs)
+    pacs.stop()
+    job_id = run(rig)["job_id"]
+    settings = rig.settings
+    rig.resources = replace(rig.resources, settings=settings.model_copy(update={"destinations": ()}))
+    rig.settle(days=30)
+    assert rig.job(job_id)["state"] == "FAILED"
+    rig.resources = replace(rig.resources, settings=settings)
+    with rig.sessions.begin() as session:
+        queries.retry_job(session, job_id, rig.clock())
+    rig.settle(seconds=1)
+    assert rig.job(job_id)["state"] == "WRITTEN"
+
+
+def test_a_database_that_is_away_at_the_end_of_a_try_is_waited_for(
+    tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.resources.KEEP_AGAIN_S", 0.01)
+    rig = make_rig(tmp_path, pacs)
+    job_id = store_study(rig)
+    rig.sweep(seconds=QUIET_S)
+    rig.run(*rig.rings.pop(0))
+    rig.run(*rig.rings.pop(0))
+    failures, end_try = iter(range(3)), queries.end_try
+
+    def fail_at_first(*arguments: Any) -> Any:
+        if next(failures, None) is not None:
+            raise OperationalError("UPDATE", None, Exception("the database system is shutting down"))
+        return end_try(*arguments)
+
+    monkeypatch.setattr("workers.deliver.queries.end_try", fail_at_first)
+    rig.run("deliver", 1)
+    assert rig.job(job_id)["state"] == "DELIVERED"
+    assert set(pacs.stores.values()) == {1}
+
+
 # ---- workers that die, messages that come twice ----------------------------------------------------------------------
 
 
@@ -506,7 +564,7 @@ def test_a_worker_that_died_after_sending_is_followed_by_one_that_sends_again_an
     rig.run(*rig.rings.pop(0))
     rig.run(*rig.rings.pop(0))
     with monkeypatch.context() as patch, pytest.raises(WorkerDiedError):
-        patch.setattr(deliver, "_confirm", lambda *_: (_ for _ in ()).throw(WorkerDiedError()))
+        patch.setattr(deliver, "confirm", lambda *_: (_ for _ in ()).throw(WorkerDiedError()))
         rig.run("deliver", 1)
     assert {one["state"] for one in rig.job(job_id)["deliveries"]} == {"STORED"}
     rig.rings.clear()

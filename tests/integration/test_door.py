@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.acse import ACSE
+from pynetdicom.dimse_primitives import N_ACTION
+from pynetdicom.dsutils import encode
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from dicom_node import queries, transport
-from dicom_node.commitment import PUSH_MODEL
+from dicom_node import door as door_module
+from dicom_node import queries, scp, spool, transport
+from dicom_node.audit import AuditEvent
+from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, make_request
 from dicom_node.config import Settings
+from dicom_node.door import REFUSALS_OF_ADDRESS, keep_audit, measure, note_refusal
 from dicom_node.queries import make_engine, make_sessions, upgrade_schema
 from dicom_node.storage import FileStorage
 from tests.acceptance.peers import wait_until
@@ -73,6 +85,51 @@ def test_without_space_associations_are_rejected_for_now_and_the_alarm_is_raised
     wait_until(lambda: len(audited(node, "node alert")) == 2, "the alarm and its end to be audited", 10)
 
 
+def test_without_space_what_happens_is_audited_at_once_and_a_refusal_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may last for days; the bytes that are free change all the time."""
+    free = itertools.count()
+    monkeypatch.setattr(FileStorage, "free_bytes", lambda self: -next(free))
+    wait_until(lambda: answer(node) == (TRANSIENT, CONGESTION), "the door to close", 10)
+    wait_until(lambda: len(audited(node, "node alert")) == 1, "the alarm to be audited", 10)
+    wait_until(lambda: len(audited(node, "association refused")) == 1, "the refusal to be audited", 10)
+    for _ in range(4):
+        time.sleep(0.7)
+        assert answer(node) == (TRANSIENT, CONGESTION)
+    assert answer(node, calling="STRANGER") == (1, 3)
+    wait_until(lambda: len(audited(node, "association refused")) == 2, "the other refusal to be audited", 10)
+    assert "bytes free" in audited(node, "association refused")[1]
+
+
+def test_what_waits_for_the_database_is_audited_at_the_end(
+    tmp_path: Path, sqlite_sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scp, "LOOK_S", 30)
+    node = Node(tmp_path, sqlite_sessions).start()
+    assert node.receiver is not None
+    node.receiver._door.pressure.close("an instance could not be kept (OperationalError)")
+    assert answer(node) == (TRANSIENT, CONGESTION)
+    time.sleep(0.3)
+    assert audited(node, "association refused") == audited(node, "node alert") == []
+    node.stop()
+    assert len(audited(node, "association refused")) == len(audited(node, "node alert")) == 1
+
+
+def test_a_storage_that_is_away_does_not_hide_that_the_database_is(
+    tmp_path: Path, sqlite_sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: FileStorage) -> int:
+        raise OSError("no such folder")
+
+    monkeypatch.setattr(FileStorage, "free_bytes", fail)
+    storage = FileStorage(tmp_path / "dicom")
+    away = make_sessions(make_engine(f"sqlite:///{tmp_path}"))
+    assert not measure(storage, sqlite_sessions).database_away
+    reading = measure(storage, away)
+    assert reading.database_away and "storage" in reading.fault
+
+
 def test_on_an_association_that_is_open_already_instances_are_refused_for_now(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +179,28 @@ def test_a_peer_has_a_limit_of_its_own(tmp_path: Path, sqlite_sessions: sessionm
             assert answer(node) == (TRANSIENT, LIMIT)
             assert answer(node, calling="OTHER") is None
         wait_until(lambda: answer(node) is None, "the association to be free again", 10)
+    finally:
+        node.stop()
+
+
+def test_associations_that_are_being_negotiated_count(
+    tmp_path: Path, sqlite_sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept = ACSE.send_accept
+
+    def dawdle(acse: ACSE) -> None:
+        time.sleep(1)
+        accept(acse)
+
+    monkeypatch.setattr(ACSE, "send_accept", dawdle)
+    node = Node(tmp_path, sqlite_sessions, max_associations=2).start()
+    try:
+        with ThreadPoolExecutor(6) as pool:
+            proposed = list(pool.map(lambda _: propose(node, []), range(6)))
+        assert sum(assoc.is_established for assoc in proposed) == 2
+        for assoc in proposed:
+            assoc.release()
+        wait_until(lambda: answer(node) is None, "the associations to be free again", 10)
     finally:
         node.stop()
 
@@ -190,6 +269,43 @@ def test_a_command_without_end_is_not_kept_in_memory(node: Node) -> None:
     wait_until(lambda: not assoc.is_established, "the association to be aborted", 10)
 
 
+def ask_without_waiting(assoc: Any, times: int) -> None:
+    """Send requests for storage commitment, one after another."""
+    (context,) = [one for one in assoc.accepted_contexts if one.abstract_syntax == PUSH_MODEL]
+    assoc._reactor_checkpoint.clear()
+    for number in range(times):
+        request = N_ACTION()
+        request.MessageID, request.ActionTypeID = number + 1, 1
+        request.RequestedSOPClassUID, request.RequestedSOPInstanceUID = PUSH_MODEL, PUSH_MODEL_INSTANCE
+        content = encode(make_request(f"2.25.{number}", [("1.2", "1.3")]), True, True)
+        assert content is not None
+        request.ActionInformation = BytesIO(content)
+        assoc.dimse.send_msg(request, context.context_id)
+
+
+def test_requests_that_do_not_wait_for_answers_are_few(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = threading.Event()
+    monkeypatch.setattr("dicom_node.scp.check_references", lambda *_: served.wait(20) and ((), {}))
+    assoc: Any = propose(node, [PUSH_MODEL], ImplicitVRLittleEndian)
+    connection = assoc.dul.socket.socket
+    ask_without_waiting(assoc, spool.MAX_UNANSWERED + 1)
+    assoc._reactor_checkpoint.set()
+    try:
+        wait_until(lambda: not assoc.is_established, "the association to be ended", 10)
+    finally:
+        served.set()
+        connection.close()  # pynetdicom leaves one open that is reset
+
+
+def test_some_requests_that_do_not_wait_for_answers_are_answered(node: Node) -> None:
+    assoc: Any = propose(node, [PUSH_MODEL], ImplicitVRLittleEndian)
+    ask_without_waiting(assoc, spool.MAX_UNANSWERED)
+    answers = [assoc.dimse.get_msg(block=True)[1] for _ in range(spool.MAX_UNANSWERED)]
+    assert [one.Status for one in answers] == [SUCCESS] * spool.MAX_UNANSWERED
+    assoc._reactor_checkpoint.set()
+    assoc.release()
+
+
 def test_a_sender_that_dawdles_in_a_pdu_is_hung_up_on(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "GREETING_S", 1)
     with socket.create_connection(("127.0.0.1", node.port)) as slow:
@@ -233,6 +349,70 @@ def test_the_same_refusal_is_noted_once(node: Node) -> None:
     wait_until(lambda: sorted(audited(node, "association refused")) == reasons, "both refusals to be audited", 10)
     assert answer(node, calling="STRANGER") == (1, 3)
     assert sorted(audited(node, "association refused")) == reasons
+
+
+def test_a_scan_under_ever_new_titles_is_answered_each_time_and_told_of_in_few_lines(node: Node) -> None:
+    titles = [f"SCANNER{number}" for number in range(REFUSALS_OF_ADDRESS + 10)]
+    assert [answer(node, calling=title) for title in titles] == [(1, 3)] * len(titles)
+    wait_until(lambda: len(audited(node, "association refused")) > REFUSALS_OF_ADDRESS, "the refusals", 10)
+    time.sleep(0.5)
+    latest, *others = audited(node, "association refused")
+    assert latest == "more of this address are refused than are listed"
+    assert len(others) == REFUSALS_OF_ADDRESS and latest not in others
+
+
+def test_a_scan_leaves_room_for_others_and_is_told_of_again_later(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert node.receiver is not None
+    door = node.receiver._door
+    for number in range(100):
+        note_refusal(door, f"SCANNER{number}", "KNOWMVG", "192.0.2.1", "no")
+    note_refusal(door, "PACS", "KNOWMVG", "192.0.2.2", "not today")
+    assert audited(node, "association refused")[0] == "not today"
+    monkeypatch.setattr(door_module, "SAME_REFUSAL_S", 0.0)
+    note_refusal(door, "SCANNER0", "KNOWMVG", "192.0.2.1", "still no")
+    assert audited(node, "association refused")[0] == "still no"
+
+
+def test_refusals_of_very_many_addresses_are_neither_remembered_nor_told_without_end(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door_module, "REFUSALS", 30)
+    assert node.receiver is not None
+    door = node.receiver._door
+    for number in range(200):
+        note_refusal(door, "SCANNER", "KNOWMVG", f"192.0.2.{number}", "no")
+    assert len(door.refusals) == len(audited(node, "association refused")) == 31
+    assert audited(node, "association refused")[0] == "more are refused than are listed"
+
+
+def test_what_two_threads_keep_is_kept_once(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def note_slowly(session: Session, event: AuditEvent, process: str, now: datetime) -> None:
+        time.sleep(0.02)
+        queries.note_audit(session, event, process, now)
+
+    monkeypatch.setattr(door_module, "note_audit", note_slowly)
+    assert node.receiver is not None
+    door = node.receiver._door
+    door.unkept.extend((node.clock(), AuditEvent("node alert", reason=str(number))) for number in range(10))
+    keeping = [threading.Thread(target=keep_audit, args=(door,)) for _ in range(3)]
+    for one in keeping:
+        one.start()
+    for one in keeping:
+        one.join()
+    wait_until(lambda: len(audited(node, "node alert")) >= 10, "what the receiver itself may keep", 10)
+    assert sorted(audited(node, "node alert")) == [str(number) for number in range(10)]
+
+
+def test_what_cannot_be_kept_waits_in_its_order(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert node.receiver is not None
+    away = make_sessions(make_engine(f"sqlite:///{tmp_path}"))
+    door = replace(node.receiver._door, sessions=away, unkept=deque(maxlen=100))
+    door.unkept.extend((node.clock(), AuditEvent("node alert", reason=str(number))) for number in range(5))
+    keep_audit(door)
+    assert [event.reason for _, event in door.unkept] == ["0", "1", "2", "3", "4"]
+    keep_audit(replace(door, sessions=node.sessions))
+    assert not door.unkept
+    assert audited(node, "node alert") == ["4", "3", "2", "1", "0"]
 
 
 def test_what_comes_is_audited_once_for_each_study_of_an_association(node: Node) -> None:

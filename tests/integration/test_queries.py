@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
@@ -36,7 +37,7 @@ from dicom_node.queries import (
 from dicom_node.queries.schema import SCHEMA_REVISION, make_config
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete, JobFacts, NotApplicable, State, Waiting
-from dicom_node.tables import JobRow
+from dicom_node.tables import JobRow, StudyRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 from tests.builders import COMPREHENSIVE_SR, DX_PROCESSING_STORAGE, encode, make_cxr_dataset, make_report_dataset
 
@@ -125,6 +126,34 @@ def test_migrations_can_be_taken_back(engine: Engine) -> None:
         command.downgrade(make_config(connection), "base")
         command.upgrade(make_config(connection), "head")
     check_schema(engine)
+
+
+def test_deliveries_of_the_schema_before_dispatches_go_on_and_can_be_replayed(
+    sessions: Sessions, engine: Engine
+) -> None:
+    under_way, (first, _) = make_written_job(sessions, "a", "b")
+    assert end_dispatch(sessions, first, "DELIVERED") == "DELIVERED"
+    failed, (dead,) = make_written_job(sessions, "a", study="2")
+    assert end_dispatch(sessions, dead, "FAILED") == "DEAD"
+    done, (delivered,) = make_written_job(sessions, "a", study="3")
+    assert end_dispatch(sessions, delivered, "DELIVERED") == "DELIVERED"
+    with engine.begin() as connection:
+        command.downgrade(make_config(connection), "0002")
+        command.upgrade(make_config(connection), "head")
+    states = {
+        (job_id, one["destination"]): one["state"]
+        for job_id in (under_way, failed, done)
+        for one in show(sessions, job_id)["dispatches"]
+    }
+    assert states == {
+        (under_way, "a"): "DELIVERED", (under_way, "b"): "PENDING", (failed, "a"): "DEAD", (done, "a"): "DELIVERED",
+    }  # fmt: skip
+    with sessions.begin() as session:
+        (dead_letter,) = queries.list_dispatches(session, queries.DispatchFilter(state="DEAD"))
+        queries.replay_dispatch(session, dead_letter.dispatch_id, NOW)
+        waiting = queries.dispatches_to_ring(session, NOW, 10)
+    assert [end_dispatch(sessions, dispatch_id, "DELIVERED") for dispatch_id in waiting] == ["DELIVERED"] * 2
+    assert {show(sessions, job_id)["state"] for job_id in (under_way, failed, done)} == {"DELIVERED"}
 
 
 def test_an_empty_database_is_refused_with_the_command_to_run(database_url: str) -> None:
@@ -614,6 +643,61 @@ def test_a_report_ends_a_dispatch_that_nobody_works_on_and_leaves_one_that_someb
     assert show(sessions, job_id)["deliveries"][0]["confirmed_by"] == "commitment"
 
 
+def ask_commitment(sessions: Sessions, dispatch_id: int, job_id: int) -> None:
+    """Have an archive take the SR of a dispatch, ask it for storage commitment, and end the try without a report."""
+    held = claim_dispatch(sessions, dispatch_id)
+    assert held is not None
+    with sessions.begin() as session:
+        queries.mark_delivery(session, job_id, Delivery("a", "sr", "STORED", "1.2.3", 0), NOW)
+        queries.note_asked(session, dispatch_id, "2.25.1", NOW)
+        queries.end_try(session, held, "me", Ending(NOW, NOW, "no report"), NOW)
+
+
+def report(sessions: Sessions) -> str:
+    with sessions.begin() as session:
+        reported = queries.note_report(session, "2.25.1", ["1.2.3"], {}, NOW)
+    assert reported is not None
+    return reported.state
+
+
+def test_a_report_that_comes_twice_is_told_once(sessions: Sessions) -> None:
+    job_id, (dispatch_id,) = make_written_job(sessions, "a")
+    ask_commitment(sessions, dispatch_id, job_id)
+    assert [report(sessions) for _ in range(3)] == ["DELIVERED"] * 3
+    events = [one["event"] for one in show(sessions, job_id)["timeline"]]
+    assert events.count("destination has results") == events.count("results delivered") == 1
+    with sessions.begin() as session:
+        assert len(queries.list_audit(session, 10, "results exported")) == 1
+
+
+def test_a_report_that_comes_after_all_delivers_what_was_given_up(sessions: Sessions) -> None:
+    job_id, (dispatch_id,) = make_written_job(sessions, "a")
+    ask_commitment(sessions, dispatch_id, job_id)
+    held = claim_dispatch(sessions, dispatch_id)
+    assert held is not None
+    with sessions.begin() as session:
+        assert queries.end_try(session, held, "me", Ending(NOW, NOW, "why", give_up=True), NOW) == "DEAD"
+    assert (show(sessions, job_id)["state"], show(sessions, job_id)["outcome"]) == ("FAILED", "FAILED")
+    assert report(sessions) == "DELIVERED"
+    shown = show(sessions, job_id)
+    assert (shown["state"], shown["failure"]) == ("DELIVERED", None)
+    assert shown["outcome"] == "FAILED" or shown["outcome"] is None
+
+
+def test_a_try_that_ends_forgets_the_deaths_before_it(sessions: Sessions) -> None:
+    _, (dispatch_id,) = make_written_job(sessions, "a")
+    for _ in range(2):
+        assert claim_dispatch(sessions, dispatch_id, "dies")
+        with sessions.begin() as session:
+            assert queries.free_leases(session, "dies", NOW) == 1
+    held = claim_dispatch(sessions, dispatch_id)
+    assert held is not None and held.deaths == 2
+    with sessions.begin() as session:
+        queries.end_try(session, held, "me", Ending(NOW, NOW, "refused"), NOW)
+    again = claim_dispatch(sessions, dispatch_id)
+    assert again is not None and again.deaths == 0
+
+
 def deliver_sr(sessions: Sessions, job_id: int, sop_instance_uid: str) -> None:
     write_sr(sessions, job_id, sop_instance_uid, "a")
     with sessions.begin() as session:
@@ -760,6 +844,35 @@ def test_a_job_under_way_a_superseded_one_and_no_job_cannot_be_retried(sessions:
         queries.retry_job(session, 99, NOW)
 
 
+@pytest.mark.parametrize("change", ["retry", "replay"])
+def test_what_an_administrator_changes_waits_for_an_instance_that_is_being_filed(
+    sessions: Sessions, change: str
+) -> None:
+    """Else the job would be taken up again that its study's next revision has just replaced, and never end."""
+    job_id, (dispatch_id,) = make_written_job(sessions, "a")
+    assert end_dispatch(sessions, dispatch_id, "FAILED") == "DEAD"
+    begun = threading.Event()
+
+    def take_up_again() -> str:
+        with sessions.begin() as session:
+            begun.set()
+            if change == "retry":
+                return queries.retry_job(session, job_id, NOW)
+            return queries.replay_dispatch(session, dispatch_id, NOW)
+
+    late = make_report(instance=2)
+    with ThreadPoolExecutor(1) as pool:
+        with sessions.begin() as session:
+            queries.record_instance(session, late, StoredFile("late", "b" * 64, 10), "PACS", NOW, QUIET)
+            taken_up = pool.submit(take_up_again)
+            if session.get_bind().dialect.name == "postgresql":
+                assert begun.wait(10)
+                threading.Event().wait(0.3)
+        with pytest.raises(NodeError, match="revision 2 by now"):
+            taken_up.result(30)
+    assert show(sessions, job_id)["state"] == "FAILED"
+
+
 def test_a_cancelled_job_stops_and_can_be_taken_up_again(sessions: Sessions) -> None:
     job_id = make_complete_job(sessions)
     claim(sessions, job_id, "COMPLETE")
@@ -781,6 +894,19 @@ def test_a_cancelled_job_stops_and_can_be_taken_up_again(sessions: Sessions) -> 
 def test_a_job_that_does_not_exist_is_not_shown(sessions: Sessions) -> None:
     with sessions.begin() as session:
         assert queries.show_job(session, 99) is None
+
+
+# ---- what a database says --------------------------------------------------------------------------------------------
+
+
+def test_no_value_of_a_row_is_told_by_an_error(sessions: Sessions) -> None:
+    """Statements, values and the details of the server are for nobody's log."""
+    with pytest.raises(DBAPIError) as refused, sessions.begin() as session:
+        for _ in range(2):
+            values = {"study_instance_uid": "1.2", "revision": 1, "accession_number": "", "created_at": NOW}
+            session.execute(insert(StudyRow).values(patient_id="SECRET", **values))
+    assert "SECRET" not in str(refused.value)
+    assert "1.2" not in queries.explain(refused.value) and len(queries.explain(refused.value)) > 5
 
 
 # ---- durability ------------------------------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from dicom_node import queries
 from dicom_node.config import Settings
-from dicom_node.tables import InstanceRow
+from dicom_node.tables import InstanceRow, ReportReferenceRow
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
@@ -96,6 +97,59 @@ def test_an_instance_that_comes_again_is_kept_again(tmp_path: Path, pacs: FakePa
     with rig.sessions() as session:
         row = session.get_one(InstanceRow, image.SOPInstanceUID)
         assert row.removed_at is None and rig.storage.exists(row.storage_key)
+
+
+def test_an_instance_that_comes_again_is_kept_for_the_whole_time(tmp_path: Path, pacs: FakePacs) -> None:
+    rig = make_rig(tmp_path, pacs)
+    deliver(rig)
+    retain(rig, days=31)
+    rig.store(make_cxr_dataset())
+    assert retain(rig, days=29) == 1
+    assert retain(rig, days=2) == 0
+
+
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_report_that_another_study_waits_for_stays(tmp_path: Path, pacs: FakePacs, delivered: bool) -> None:
+    """The report's own study has an image, too, and is delivered; the image of the other one comes late."""
+    rig = make_rig(tmp_path, pacs)
+    own, other = make_cxr_dataset(), make_cxr_dataset(study="2")
+    report = make_report_dataset(image=own)
+    rig.store(own)
+    rig.store(report)
+    with rig.sessions.begin() as session:
+        session.add(ReportReferenceRow(
+            sop_instance_uid=report.SOPInstanceUID, study_instance_uid=other.StudyInstanceUID, revision=1
+        ))  # fmt: skip
+    rig.settle(seconds=QUIET_S)
+    if delivered:
+        rig.store(other)
+        rig.store(make_report_dataset(study="2", image=other))
+        rig.settle(seconds=QUIET_S)
+    assert retain(rig, days=100) == (0 if delivered else 2)
+
+
+def test_a_file_that_cannot_be_removed_keeps_nothing_else(
+    tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make_rig(tmp_path, pacs)
+    deliver(rig)
+    with rig.sessions() as session:
+        stuck, _ = sorted(row.storage_key for row in session.scalars(select(InstanceRow)))
+    remove = rig.storage.remove
+
+    def refuse(key: str) -> None:
+        if key == stuck:
+            raise PermissionError(1, "Operation not permitted")
+        remove(key)
+
+    monkeypatch.setattr(rig.storage, "remove", refuse)
+    assert retain(rig, days=31) == 1
+    assert "input cannot be removed" in caplog.text
+    with rig.sessions() as session:
+        kept = {row.storage_key: row.removed_at is None for row in session.scalars(select(InstanceRow))}
+    assert [key for key, is_kept in kept.items() if is_kept] == [stuck]
+    monkeypatch.undo()
+    assert retain(rig) == 0
 
 
 def test_a_retry_that_needs_what_was_removed_says_so(tmp_path: Path, pacs: FakePacs) -> None:

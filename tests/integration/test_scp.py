@@ -35,6 +35,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from sqlalchemy import Engine, create_engine, event, select, text
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
@@ -490,6 +491,29 @@ def test_a_database_that_is_locked_is_out_of_resources(node: Node) -> None:
     wait_until(lambda: echoes_quietly(node), "the receiver to take in again")
     assert send(node, make_cxr_dataset()) == [SUCCESS]
     impatient.dispose()
+
+
+@pytest.mark.parametrize("kind", [ProgrammingError, DataError, IntegrityError, DatabaseError])
+def test_whatever_a_database_answers_is_out_of_resources(
+    node: Node, kind: type[DatabaseError], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Permissions that were taken away, a damaged file, a value that does not fit: never a bug's status."""
+    original = Exception("DETAIL: Key (patient_id)=(SECRET) is wrong")
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr("dicom_node.scp.record_instance", raising(kind("INSERT", {"patient": "SECRET"}, original)))
+        assert send(node, make_cxr_dataset()) == [REFUSED_RESOURCES]
+    assert "SECRET" not in caplog.text
+    if kind in (DataError, IntegrityError):  # it is about this instance alone: nobody else is turned away
+        assert not propose(node).is_rejected
+    wait_until(lambda: echoes_quietly(node), "the receiver to take in again")
+    assert send(node, make_cxr_dataset()) == [SUCCESS]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def restart(node: Node, sessions: sessionmaker[Session]) -> None:

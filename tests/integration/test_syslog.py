@@ -228,6 +228,15 @@ def test_a_collector_whose_certificate_names_another_host_is_refused(authority: 
     elsewhere.close()
 
 
+def test_a_collector_whose_certificate_has_another_name_is_known_by_that(authority: Authority) -> None:
+    elsewhere = Collector(server_context(authority.issue("collector")), host="127.0.0.2")
+    context = client_context(authority)
+    with SyslogConnection(elsewhere.host, elsewhere.port, context, server_name="localhost") as connection:
+        connection.send(make_frame("only"))
+        wait_until(lambda: elsewhere.messages == ["only"], "the message", 10)
+    elsewhere.close()
+
+
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_collector_that_reads_nothing_blocks_no_longer_than_the_time_allowed(tls: bool, authority: Authority) -> None:
     """It accepts the connection, then its window fills."""

@@ -66,6 +66,20 @@ def test_what_came_names_both_sides_the_study_and_the_patient() -> None:
     assert sop_class is not None and sop_class.get("NumberOfInstances") == "2"
 
 
+@pytest.mark.parametrize("kind", ["instances received", "results exported", "study accessed", "study changed"])
+@pytest.mark.parametrize("patient_id", ["", " "])
+def test_where_instances_go_a_patient_without_an_id_is_named_too(kind: Kind, patient_id: str) -> None:
+    message = render(replace(EVENT, kind=kind, patient_id=patient_id))
+    _, patient = message.findall("ParticipantObjectIdentification")
+    assert code(patient.find("ParticipantObjectIDTypeCode"))[0] == "2"
+    assert patient.get("ParticipantObjectID") == patient.findtext("ParticipantObjectName") == "<none>"
+
+
+def test_what_is_about_nobody_names_no_patient() -> None:
+    message = render(AuditEvent("association refused", success=False))
+    assert message.find("ParticipantObjectIdentification") is None
+
+
 def test_results_go_the_other_way() -> None:
     message = render(AuditEvent("results exported", peer="ARCHIVE", peer_address="archive.example"))
     assert message[0].get("EventActionCode") == "R"

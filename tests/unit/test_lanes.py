@@ -82,3 +82,31 @@ def test_a_lane_that_hangs_past_its_lease_ends_the_process() -> None:
     )
     assert done.returncode == HUNG
     assert "lanes.py" in done.stderr  # where it hung
+
+
+BUSY_AT_THE_END = """
+import sys, threading
+from pathlib import Path
+from dicom_node.config import load_settings
+from dicom_node.queries import upgrade_schema
+from workers import main, tasks
+settings = load_settings(Path(sys.argv[1]), {})
+upgrade_schema(settings.database.url)
+def hang():
+    threading.Thread(target=threading.Event().wait, daemon=False).start()  # as those of pynetdicom's
+    threading.Event().wait()
+def consume(app, queues, name, on_ready, lanes):
+    lanes.submit("stuck", "1", hang)
+    threading.Event().wait(0.5)
+    lanes.stop(0.1)
+tasks.consume = consume
+main.run_worker(settings, ("io",))
+"""
+
+
+def test_a_worker_that_gave_its_leases_back_goes_on_with_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("node: {data_dir: var}\n")
+    command = [sys.executable, "-c", BUSY_AT_THE_END, str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=25, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -73,25 +74,37 @@ def test_what_a_crash_left_is_swept(storage: FileStorage) -> None:
     with storage.receive() as left:
         left.write(b"half")
     kept = storage.put("a/b", b"whole")
-    assert storage.sweep_incoming() == 1
+    assert storage.sweep_incoming(older_than=0) == 1
     assert list(storage.incoming.iterdir()) == []
     assert storage.exists(kept.key)
-    assert storage.sweep_incoming() == 0
+    assert storage.sweep_incoming(older_than=0) == 0
 
 
-def test_a_sweep_by_age_spares_what_is_being_written(storage: FileStorage) -> None:
-    paths = []
-    for _ in range(2):
-        with storage.receive() as file:
-            paths.append(Path(file.name))
-    os.utime(paths[0], (1000, 1000))
-    assert storage.sweep_incoming(older_than=2000) == 1
-    assert not paths[0].exists()
-    assert paths[1].exists()
+def test_a_sweep_spares_what_others_are_writing(storage: FileStorage) -> None:
+    """Another host that shares the folder; a process of this host that lives; a version that told neither."""
+    with storage.receive() as file:
+        own = Path(file.name)
+    host, _, tail = own.name.split("-", 2)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = {
+        "elsewhere": f"0123456789ab-{os.getpid()}-{tail}", "alive": f"{host}-{os.getppid()}-{tail}",
+        "gone": f"{host}-{gone.pid}-{tail}", "nameless": "tmpabc.part",
+    }  # fmt: skip
+    paths = {what: own.with_name(name) for what, name in names.items()}
+    for path in paths.values():
+        path.write_bytes(b"half")
+    assert storage.sweep_incoming(older_than=2000) == 2
+    assert {what for what, path in paths.items() if path.exists()} == {"elsewhere", "alive", "nameless"}
+    for path in paths.values():
+        if path.exists():
+            os.utime(path, (1000, 1000))
+    assert storage.sweep_incoming(older_than=2000) == 3
+    assert list(storage.incoming.iterdir()) == []
 
 
 def test_nothing_to_sweep_before_the_first_instance(storage: FileStorage) -> None:
-    assert storage.sweep_incoming() == 0
+    assert storage.sweep_incoming(older_than=0) == 0
 
 
 def test_remove_is_content_with_what_is_gone(storage: FileStorage) -> None:
