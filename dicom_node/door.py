@@ -191,14 +191,18 @@ def keep_audit(door: Door) -> None:
     with door.lock:
         waiting = list(door.unkept)
         door.unkept.clear()
+    kept = False
     try:
         with door.sessions.begin() as session:
             for at, event in waiting:
                 note_audit(session, event, "receiver", at)
+        kept = True
     except DATABASE_ERRORS as error:
         log_event(logger, "audit events not kept yet", level=logging.WARNING, count=len(waiting), reason=explain(error))
-        with door.lock:
-            door.unkept.extendleft(reversed(waiting))
+    finally:
+        if not kept:
+            with door.lock:
+                door.unkept.extendleft(reversed(waiting))
 
 
 def measure(storage: FileStorage, sessions: sessionmaker[Session]) -> Reading:

@@ -115,10 +115,16 @@ class Archive:
         return any(context.abstract_syntax == abstract_syntax for context in self._association.accepted_contexts)
 
     def store(self, candidate: Candidate) -> int | None:
-        """Return the status of the C-STORE; None if no answer came or the association is gone."""
+        """Return the status of the C-STORE; None if no answer came or the association is gone.
+
+        Raises TransientError where the file cannot be read.
+        """
         if not self.is_open:
             return None
-        ds = dcmread(candidate.path)
+        try:
+            ds = dcmread(candidate.path)
+        except OSError as error:
+            raise TransientError(f"result {candidate.sop_instance_uid} cannot be read: {error.strerror}") from error
         try:
             with _bounded(self._association):
                 return _status_of(self._association.send_c_store(ds))
@@ -147,8 +153,11 @@ class Archive:
                 return "refused"
             if status not in (SUCCESS, *PENDING):
                 return "unknown"
-            if status in PENDING and identifier is not None and identifier.get("SOPInstanceUID") == sop_instance_uid:
+            shown = identifier.get("SOPInstanceUID") if identifier is not None else None
+            if status in PENDING and shown == sop_instance_uid:
                 finding = "present"
+            elif status in PENDING and shown is None and finding == "absent":
+                finding = "unknown"  # it shows something that cannot be read
         return finding
 
     def ask_commitment(self, transaction_uid: str, references: Sequence[Reference]) -> int | None:

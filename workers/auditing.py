@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -106,7 +106,7 @@ class AuditForwarder:
     def _send(self, entries: Sequence[AuditEntry]) -> list[int]:
         """Send what there is time for before the claim runs out, and return the ids; the rest is to be sent again."""
         deadline = time.monotonic() + SEND_S
-        frames = [(entry.audit_id, encode(entry, self._resources.settings)) for entry in entries]
+        frames = list(self._encode(entries))
         if self._connection is not None:
             self._connection.check()
         elif frames:
@@ -115,12 +115,20 @@ class AuditForwarder:
         for audit_id, content in frames:
             assert self._connection is not None
             if time.monotonic() > deadline:
-                self._again.extend(entry.audit_id for entry in entries[len(sent) :])
+                self._again.extend(other for other, _ in frames[len(sent) :])
                 break
             self._doubtful.append((time.monotonic(), audit_id))
             self._connection.send(content)
             sent.append(audit_id)
         return sent
+
+    def _encode(self, entries: Sequence[AuditEntry]) -> Iterator[tuple[int, bytes]]:
+        """Yield each entry as it is sent; one that cannot be encoded keeps no other back, and is tried again later."""
+        for entry in entries:
+            try:
+                yield entry.audit_id, encode(entry, self._resources.settings)
+            except Exception:
+                logger.exception("audit message %d cannot be encoded", entry.audit_id)
 
     def _give_up(self, entries: Sequence[AuditEntry]) -> None:
         """Close the connection, and have sent again what may be lost and what was not sent."""

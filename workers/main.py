@@ -89,7 +89,7 @@ def audited(resources: Resources, process: str) -> Iterator[None]:
 
 
 def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
-    """Work on `queues` until SIGTERM or Ctrl-C."""
+    """Work on `queues` until SIGTERM or Ctrl-C; ends the process."""
     resources = make_resources(settings, secrets.token_hex(16))
     owner = Owner(resources.owners, resources.token) if resources.owners else None
     app = make_app(settings)
@@ -97,11 +97,12 @@ def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
     name = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}"
     with audited(resources, f"worker {','.join(queues)}"):
         tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues), lanes)
+        lanes.stop(0)  # Celery does not tell of an end that is not to wait
     _give_back(resources)
     if owner:
         owner.release()
-    if lanes.is_busy:  # its leases are others' from here on, and threads of pynetdicom's would keep the process alive
-        os._exit(0)
+    sys.stderr.flush()
+    os._exit(0)  # its leases are others' from here on; a lane, or a thread of pynetdicom's, may not end by itself
 
 
 def _give_back(resources: Resources) -> None:

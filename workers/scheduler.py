@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from dicom_node import queries, study
 from dicom_node.logs import log_event
@@ -107,15 +107,23 @@ def apply_retention(resources: Resources) -> None:
     days = resources.settings.retention.inputs_days
     if days is None:
         return
-    now = resources.clock()
-    before = now - timedelta(days=days)
-    with resources.sessions() as session:
-        studies = queries.removable_studies(session, before, BATCH)
-    for study_instance_uid in studies:
-        with resources.sessions.begin() as session:
-            remove = functools.partial(_remove, resources.storage)
-            removed = queries.remove_inputs(session, study_instance_uid, before, remove, now)
+    before, passed = resources.clock() - timedelta(days=days), 0
+    while True:
+        with resources.sessions() as session:
+            studies = queries.removable_studies(session, before, BATCH, offset=passed)
+        removed = sum(_remove_inputs(resources, study_instance_uid, before) for study_instance_uid in studies)
+        if removed or len(studies) < BATCH:
+            return
+        passed += len(studies)  # none of them can be removed; others do not wait for that
+
+
+def _remove_inputs(resources: Resources, study_instance_uid: str, before: datetime) -> int:
+    remove = functools.partial(_remove, resources.storage)
+    with resources.sessions.begin() as session:
+        removed = queries.remove_inputs(session, study_instance_uid, before, remove, resources.clock())
+    if removed:
         log_event(logger, "inputs removed", study_instance_uid=study_instance_uid, count=removed)
+    return removed
 
 
 def _remove(storage: FileStorage, key: str) -> bool:

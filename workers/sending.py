@@ -19,13 +19,14 @@ def send(errand: Errand, archive: Archive, deliveries: Iterable[Delivery]) -> li
     """Send what is PENDING, keep what the archive answered, and return what went wrong."""
     with errand.resources.sessions() as session:
         accepted = queries.accepted_sr_class(session, errand.destination.name)
-    sent = [
-        _send_part(errand, archive, prefer(errand.parts[one.part], errand.destination, accepted), one)
-        for one in deliveries
-        if one.part in errand.parts
-    ]
-    errand.keep((delivery for delivery, _ in sent))
-    return [error for _, error in sent if error]
+    errors = []
+    for one in deliveries:
+        if one.part in errand.parts:
+            part = prefer(errand.parts[one.part], errand.destination, accepted)
+            answered, error = _send_part(errand, archive, part, one)
+            errand.keep([answered])  # whatever becomes of the parts that follow
+            errors += [error] if error else []
+    return errors
 
 
 def _send_part(errand: Errand, archive: Archive, part: Part, delivery: Delivery) -> tuple[Delivery, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.delivery import NOT_ACCEPTED, OPEN_DISPATCHES, DispatchState, PartState, settle
@@ -19,7 +19,7 @@ from dicom_node.queries.audit import note_export
 from dicom_node.queries.jobs import add_event, end_delivery, older_is_under_way
 from dicom_node.queries.leases import has_free_lease, take
 from dicom_node.queries.receiving import insert_or_ignore
-from dicom_node.tables import DeliveryRow, DestinationRow, DispatchRow, JobRow, ResultRow, StudyRow
+from dicom_node.tables import CommitmentRow, DeliveryRow, DestinationRow, DispatchRow, JobRow, ResultRow, StudyRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ def dispatches_to_ring(session: Session, now: datetime, limit: int) -> tuple[int
         )
         .order_by(DispatchRow.due_at, DispatchRow.dispatch_id)
         .limit(limit)
+        .with_for_update(of=DispatchRow, skip_locked=True)  # `dispatches_rung` follows, and is not to wait for anybody
     )
     return tuple(session.scalars(statement))
 
@@ -247,11 +248,14 @@ def reopen_dispatches(
     """Put the ended dispatches of a job (or one of them) back to PENDING: what was not delivered, or all parts.
 
     Where the archive no longer accepted the SR class that it had been sent, any may be sent: a person has decided.
+    Where all is sent again, what the archive reports on an earlier transaction is no news.
     """
     statement = select(DispatchRow).where(DispatchRow.job_id == job_id, DispatchRow.state.not_in(OPEN_DISPATCHES))
     if only is not None:
         statement = statement.where(DispatchRow.dispatch_id == only)
     for dispatch in session.scalars(statement):
+        if all_parts:
+            session.execute(delete(CommitmentRow).where(CommitmentRow.dispatch_id == dispatch.dispatch_id))
         of_state = () if all_parts else (DeliveryRow.state != "DELIVERED",)
         session.execute(
             update(DeliveryRow)

@@ -7,6 +7,7 @@ and then writes cannot wait for another writer and fails.
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 SQLITE_WAIT_S = 30
 """For the write lock: transactions are milliseconds long, but a checkpoint on a slow disk may take seconds."""
+
+SQLITE_AGAIN_S = 0.01
 
 POSTGRESQL_OPTIONS = "-c timezone=UTC -c synchronous_commit=on -c lock_timeout=15s -c statement_timeout=60s"
 """A commit that is answered is on disk, whatever the server's default; nothing waits for ever."""
@@ -80,8 +83,23 @@ def _make_sqlite(url: URL) -> Engine:
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where the driver thinks
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    _switch_to_wal(connection)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL; of two that do so at once SQLite refuses one without waiting, because each waits for the other."""
+    deadline = time.monotonic() + SQLITE_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(SQLITE_AGAIN_S)
+        else:
+            return
 
 
 def _begin_immediate(connection: Connection) -> None:

@@ -16,7 +16,7 @@ CONFIRMED = ("commitment", "query")
 
 
 def removable_studies(
-    session: Session, delivered_before: datetime, limit: int, only: str | None = None
+    session: Session, delivered_before: datetime, limit: int, only: str | None = None, offset: int = 0
 ) -> tuple[str, ...]:
     """Return studies of which no bytes are needed any more.
 
@@ -47,8 +47,9 @@ def removable_studies(
         .join(job, (job.study_instance_uid == StudyRow.study_instance_uid) & (job.revision == StudyRow.revision))
         .where(job.state == "DELIVERED", job.step_since < delivered_before)
         .where(kept, ~later, ~under_way, sent, ~unconfirmed, ~_is_waited_for())
-        .order_by(job.step_since)
+        .order_by(job.step_since, StudyRow.study_instance_uid)
         .limit(limit)
+        .offset(offset)
     )
     if only is not None:
         statement = statement.where(StudyRow.study_instance_uid == only)

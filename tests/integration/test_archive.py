@@ -33,7 +33,7 @@ def test_it_takes_results_and_finds_them_again(archive: StandInArchive, tmp_path
     candidate = Candidate(ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path)
     with connect(as_destination(archive), [COMPREHENSIVE_SR, STUDY_ROOT_FIND], "KNOWMVG") as association:
         assert association.store(candidate) == 0x0000
-        assert association.find(ds.StudyInstanceUID, candidate) is True
+        assert association.find(ds.StudyInstanceUID, candidate) == "present"
     assert [held.SOPInstanceUID for held in archive.instances] == [ds.SOPInstanceUID]
 
 

@@ -296,13 +296,29 @@ def test_a_file_of_its_tls_that_is_missing_for_now_is_waited_for(
 def test_what_nobody_foresaw_is_logged_and_survived(
     tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(auditing, "encode", fail(3, ValueError("a bug"), auditing.encode))
+    monkeypatch.setattr(auditing, "connect", fail(3, ValueError("a bug"), auditing.connect))
     rig = make_rig(tmp_path, syslog=f"syslog+tcp://127.0.0.1:{collector.port}")
     note(rig, 1, 2)
     with running(rig) as thread:
         wait_until(lambda: collector.numbers() == [1, 2] or not thread.is_alive(), "the messages", 10)
         assert thread.is_alive()
     assert caplog.messages.count("audit messages not sent") == 3
+
+
+def test_an_event_that_cannot_be_encoded_keeps_no_other_back(
+    tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(auditing, "encode", fail(1, ValueError("a bug"), auditing.encode))
+    rig = make_rig(tmp_path, syslog=f"syslog+tcp://127.0.0.1:{collector.port}")
+    note(rig, 1, 2, 3)
+    forwarder = AuditForwarder(rig.resources)
+    forwarder.forward()
+    wait_until(lambda: collector.numbers() == [2, 3], "the others", 10)
+    assert "cannot be encoded" in caplog.text
+    rig.clock.move(minutes=2)
+    forwarder.forward()
+    wait_until(lambda: collector.numbers() == [2, 3, 1], "it, when it can", 10)
+    forwarder.close()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -573,6 +573,28 @@ def test_a_worker_that_died_after_sending_is_followed_by_one_that_sends_again_an
     assert set(pacs.stores.values()) == {1}  # what it took was known: it was only asked
 
 
+def test_what_an_archive_took_is_kept_though_the_next_part_cannot_be_read(tmp_path: Path, pacs: FakePacs) -> None:
+    rig = make_rig(tmp_path, pacs)
+    taken: list[Path] = []
+
+    def lose_the_rest(_: Event) -> None:
+        """Once the first part is there, the files are gone."""
+        if not taken:
+            taken.extend(rig.storage.root.rglob("results-*/*.dcm"))
+            for path in taken:
+                path.rename(path.with_suffix(".away"))
+
+    pacs.misbehave = lose_the_rest  # type: ignore[assignment]
+    job = run(rig)
+    assert sorted(one["state"] for one in job["deliveries"]) == ["PENDING", "STORED"]
+    assert "cannot be read" in job["failure"]
+    for path in taken:
+        path.with_suffix(".away").rename(path)
+    rig.settle(seconds=1200)
+    assert rig.job(job["job_id"])["state"] == "DELIVERED"
+    assert set(pacs.stores.values()) == {1}
+
+
 def test_two_rings_for_one_dispatch_at_once_send_it_once(tmp_path: Path, pacs: FakePacs) -> None:
     rig = make_rig(tmp_path, pacs)
     job_id = store_study(rig)

@@ -684,6 +684,17 @@ def test_a_report_that_comes_after_all_delivers_what_was_given_up(sessions: Sess
     assert shown["outcome"] == "FAILED" or shown["outcome"] is None
 
 
+def test_an_old_report_delivers_nothing_of_what_is_sent_again(sessions: Sessions) -> None:
+    job_id, (dispatch_id,) = make_written_job(sessions, "a")
+    ask_commitment(sessions, dispatch_id, job_id)
+    assert report(sessions) == "DELIVERED"
+    with sessions.begin() as session:
+        queries.retry_job(session, job_id, NOW)
+    with sessions.begin() as session:
+        assert queries.note_report(session, "2.25.1", ["1.2.3"], {}, NOW) is None
+    assert show(sessions, job_id)["state"] == "WRITTEN"
+
+
 def test_a_try_that_ends_forgets_the_deaths_before_it(sessions: Sessions) -> None:
     _, (dispatch_id,) = make_written_job(sessions, "a")
     for _ in range(2):
