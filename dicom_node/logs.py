@@ -16,8 +16,12 @@ _PLAIN = re.compile(r'^[^\s"=]+$')
 
 
 def log_event(logger: logging.Logger, event: str, *, level: int = logging.INFO, **facts: object) -> None:
-    """Log `event` with its facts, as `event key=value …`; values with spaces are quoted."""
-    logger.log(level, event, extra={"facts": facts})
+    """Log `event` with its facts, as `event key=value …`; values with spaces are quoted.
+
+    Of an exception its text is a fact, and no more: it would keep alive what its frames hold, such as open files.
+    """
+    plain = {key: str(value) if isinstance(value, BaseException) else value for key, value in facts.items()}
+    logger.log(level, event, extra={"facts": plain})
 
 
 class LineFormatter(logging.Formatter):

@@ -89,3 +89,10 @@ def test_configure_logging_writes_to_standard_error_and_hushes_the_libraries(
     assert written.out == ""
     assert written.err.endswith(" INFO worker study grounded\n")
     assert "Accepting" not in written.err
+
+
+def test_of_an_exception_only_its_text_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """It would keep alive what its frames hold."""
+    log_event(logging.getLogger("test_logs"), "refused", level=logging.WARNING, reason=ValueError("no UID"))
+    (record,) = caplog.records
+    assert vars(record)["facts"] == {"reason": "no UID"}
