@@ -217,13 +217,18 @@ class SpoolingProvider(DIMSEServiceProvider):
                 raise ValueError(f"more than {MAX_UNANSWERED} requests wait for their answers")
             self.message = DIMSEMessage()
             self.message.data_set = Spool(self._intake, self.message, self.assoc)
-        message = self.message
+        message, dataset = self.message, self.message.data_set
         if message.encoded_command_set.tell() > MAX_COMMAND_BYTES:
             raise ValueError(f"a command set has more than {MAX_COMMAND_BYTES} bytes")
         super().receive_primitive(primitive)
-        if self.message is not message and not int(message.command_set.get("CommandField", 0)) & RESPONSE:
+        if self.message is message:
+            return
+        command = int(message.command_set.get("CommandField", 0))
+        if not command & RESPONSE:
             with self._lock:
                 self._unanswered += 1
+        if command != C_STORE_RQ and isinstance(dataset, Spool):
+            dataset.discard()  # it began as a C-STORE's, and its command set has become another's
 
     def send_msg(self, primitive: DimsePrimitiveType, context_id: int) -> None:
         """Send a message: its fragments come one after another, whichever threads send."""

@@ -49,6 +49,10 @@ def test_requests(full: bool, tmp_path: Path, record_property: Callable[[str, ob
     publish(console.run_cases(tmp_path, ALL if full else 400), record_property, full)
 
 
+def test_a_message_that_begins_as_a_c_store_and_becomes_another_leaves_no_file(tmp_path: Path) -> None:
+    assert pdus.run_cases(tmp_path, 50, first=12_900).violations == []
+
+
 @pytest.mark.skipif(not MALFORMED, reason="the shared files are not here")
 def test_every_shared_broken_file_is_read_or_refused() -> None:
     for path in MALFORMED:
