@@ -1,32 +1,38 @@
 """Archives that misbehave: 500 deliveries over every fault, none falsely DELIVERED, none lost, no other archive slower.
 
-Real rows, files, lanes and network; studies are grounded by a fake, so that the deliveries are what takes time.
+Real rows, files, lanes and network. Studies are grounded by a fake, and their results are those of the first one under
+UIDs of their own, so that the deliveries are what takes time.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 from pynetdicom.events import Event
 from sqlalchemy import select
 
 from dicom_node import queries, scu
-from dicom_node.clock import utc_now
+from dicom_node.clock import derive_uid, utc_now
+from dicom_node.config import Settings
+from dicom_node.results.values import ResultInput
 from dicom_node.tables import DeliveryRow, DispatchRow, JobRow
 from tests.acceptance.peers import wait_until
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs
 from tests.faults.site import Tally
 from tests.rig import Rig, make_sqlite_sessions
+from workers import steps
 from workers.deliver import deliver_results
 from workers.lanes import Lanes
 from workers.scheduler import ring_for_due_errands
@@ -75,12 +81,33 @@ class Wayward(FakePacs):
         return {"0xA700": 0xA700, "0xC000": 0xC000}.get(self.fault)
 
 
+class Copies:
+    """Builds the results of the first study, and gives each study a copy: building them is not what is measured."""
+
+    def __init__(self, build: Callable[..., Iterable[tuple[str, Dataset]]]) -> None:
+        self._build = build
+        self._first: list[Dataset] = []
+
+    def __call__(self, result: ResultInput, settings: Settings) -> Iterator[tuple[str, Dataset]]:
+        self._first = self._first or [ds for _, ds in self._build(result, settings)]
+        (image,) = result.images
+        for template in self._first:
+            ds = copy.copy(template)
+            ds.file_meta = copy.copy(template.file_meta)
+            ds.StudyInstanceUID = image.StudyInstanceUID
+            ds.SeriesInstanceUID = derive_uid("series", template.SeriesInstanceUID, image.StudyInstanceUID)
+            ds.SOPInstanceUID = derive_uid("instance", template.SOPInstanceUID, image.StudyInstanceUID)
+            ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+            yield "sr" if ds.Modality == "SR" else f"gsps:{image.SOPInstanceUID}", ds
+
+
 class Deliveries:
     """The delivering half of a node, alive: lanes, a scheduler that rings, and studies that are written by and by."""
 
     def __init__(self, folder: Path, archives: list[FakePacs], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scu, "ANSWER_TIMEOUT_S", 2)
         monkeypatch.setattr("workers.confirming.REPORT_WAIT_S", 0.5)
+        monkeypatch.setattr(steps, "build_results", Copies(steps.build_results))
         names = [
             {"name": p.ae_title.lower(), "ae_title": p.ae_title, "host": "127.0.0.1", "port": p.port,
              "report_within_s": 2}
