@@ -23,6 +23,7 @@ from dicom_node.audit import AuditEvent
 from dicom_node.clock import Clock
 from dicom_node.commitment import PUSH_MODEL
 from dicom_node.config import Settings
+from dicom_node.filing import Filing
 from dicom_node.logs import log_event
 from dicom_node.peers import Admission, Caller, Refusal, admit
 from dicom_node.pressure import Pressure, Reading
@@ -76,6 +77,7 @@ class Door:
     storage: FileStorage
     clock: Clock
     pressure: Pressure
+    filing: Filing
     refusals: dict[tuple[str, ...], float] = field(default_factory=dict)
     """When refusals were told, by `Rejected.key`."""
     unkept: deque[tuple[datetime, AuditEvent]] = field(default_factory=lambda: deque(maxlen=10_000))

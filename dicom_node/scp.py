@@ -39,12 +39,13 @@ from dicom_node.door import (
     visit_of,
 )
 from dicom_node.errors import InvalidInstanceError
+from dicom_node.filing import Filing
 from dicom_node.holding import check_references
 from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
-from dicom_node.queries import DATABASE_ERRORS, Recorded, note_commitment_request, note_received, record_instance
+from dicom_node.queries import DATABASE_ERRORS, Arrival, Recorded, note_commitment_request
 from dicom_node.spool import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
@@ -165,7 +166,8 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     receiver = settings.receiver
     pressure = Pressure(functools.partial(measure, storage, sessions), receiver.min_free_bytes)
-    door = Door(settings, sessions, storage, clock, pressure)
+    filing = Filing(sessions, timedelta(seconds=settings.assembly.quiet_period_s))
+    door = Door(settings, sessions, storage, clock, pressure, filing)
     pressure.changed = functools.partial(tell_pressure, door)
     server_class = SharedPortServer if receiver.processes > 1 else ReceivingServer
     server = server_class(
@@ -293,13 +295,8 @@ def _file(event: Event, door: Door) -> Recorded:
 
 
 def _record(event: Event, door: Door, instance: Instance, stored: StoredFile) -> Recorded:
-    quiet_period = timedelta(seconds=door.settings.assembly.quiet_period_s)
-    calling, now = calling_ae_title(event), door.clock()
-    with door.sessions.begin() as session:
-        recorded = record_instance(session, instance, stored, calling, now, quiet_period)
-        if recorded.kind != "own":
-            key, address = visit_of(event.assoc).audit_key, str(event.assoc.requestor.address)
-            note_received(session, key, instance, calling, address, now)
+    caller, key = caller_of(event), visit_of(event.assoc).audit_key
+    recorded = door.filing.record(Arrival(instance, stored, caller.ae_title, door.clock(), caller.address, key))
     if recorded.kind == "own":
         door.storage.remove(stored.key)
     elif recorded.kind == "repeat" and not door.storage.exists(stored.key):

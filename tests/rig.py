@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from dicom_node import queries, scu
 from dicom_node.config import Settings, load_settings
 from dicom_node.instance import read_instance
-from dicom_node.queries import Recorded, make_engine, make_sessions
+from dicom_node.queries import Arrival, Recorded, make_engine, make_sessions
 from dicom_node.storage import FileStorage, instance_key
 from tests.builders import encode
 from tests.fakes import FakeGrounder, FakePacs, FrozenClock
@@ -68,7 +68,7 @@ class Rig:
         file = self.storage.put(key, content)
         quiet = timedelta(seconds=self.settings.assembly.quiet_period_s)
         with self.sessions.begin() as session:
-            return queries.record_instance(session, instance, file, "PACS", self.clock(), quiet)
+            return queries.record_instance(session, Arrival(instance, file, "PACS", self.clock()), quiet)
 
     def sweep(self, **later: float) -> None:
         """Move the clock, then sweep once."""

@@ -1,9 +1,10 @@
 """All SQL: functions with the session first, frozen values out; rows never leave this package.
 
-`engine` and `schema` open the database, `receiving` files instances, `jobs` moves a study along its path, `outcomes`
-keeps what the steps make, `dispatches` takes results to their destinations, `confirmations` has these confirm them,
-`destinations` holds one that is away, `leases` says who works on what, `commitments` answers senders, `audit` and
-`retention` keep and clear up, `views` answers people, `changes` is what administrators do.
+`engine` and `schema` open the database, `receiving` files instances, `revisions` takes their studies up, `inserting`
+inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps what the steps make, `dispatches` takes
+results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
+says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
+people, `changes` is what administrators do.
 """
 
 from dicom_node.queries.audit import (
@@ -102,8 +103,10 @@ from dicom_node.queries.outcomes import (
     save_results,
 )
 from dicom_node.queries.receiving import (
+    Arrival,
     Recorded,
     record_instance,
+    record_instances,
 )
 from dicom_node.queries.retention import (
     removable_studies,
@@ -133,6 +136,7 @@ __all__ = [
     "AWAY_ERRORS",
     "DATABASE_ERRORS",
     "SCHEMA_REVISION",
+    "Arrival",
     "AuditEntry",
     "CommitmentRequest",
     "Delivery",
@@ -208,6 +212,7 @@ __all__ = [
     "previous_results",
     "probe",
     "record_instance",
+    "record_instances",
     "release_audit",
     "removable_studies",
     "remove_inputs",

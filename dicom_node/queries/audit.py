@@ -8,19 +8,19 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.audit import AuditEvent, Kind
 from dicom_node.clock import Clock
-from dicom_node.instance import Instance
 from dicom_node.logs import log_event
 from dicom_node.queries.engine import DATABASE_ERRORS, explain
+from dicom_node.queries.receiving import Arrival
 from dicom_node.tables import AuditRow, ResultRow, StudyRow
 
 logger = logging.getLogger(__name__)
@@ -59,27 +59,48 @@ def note_process(sessions: sessionmaker[Session], clock: Clock, process: str, ki
         log_event(logger, "audit event not kept", level=logging.WARNING, kind=kind, reason=explain(error))
 
 
-def note_received(
-    session: Session, association: str, instance: Instance, calling_ae_title: str, address: str, now: datetime
-) -> None:
-    """Keep that an instance came by an association: one event for each study that it brings, which counts them.
+def note_received(session: Session, arrivals: Iterable[Arrival]) -> None:
+    """Keep what came by which association: one event for each study that it brings, which counts the instances.
 
     The lock waits for a claim under way: a row that was claimed is no more this association's, and another is begun.
     """
-    study = instance.study_instance_uid
-    key = f"{association[:40]} {hashlib.sha256(study.encode()).hexdigest()[:16]}"
-    row = session.scalar(select(AuditRow).where(AuditRow.association == key).with_for_update())
-    if row is None:
-        event = AuditEvent(
-            "instances received", actor=calling_ae_title, actor_address=address, study_instance_uid=study,
-            patient_id=instance.patient_id,
-        )  # fmt: skip
-        row = AuditRow(at=now, kind=event.kind, process="receiver", association=key, event=event.to_json())
-        session.add(row)
+    brought: dict[str, list[Arrival]] = {}
+    for one in arrivals:
+        study = hashlib.sha256(one.instance.study_instance_uid.encode()).hexdigest()[:16]
+        brought.setdefault(f"{one.association[:40]} {study}", []).append(one)
+    known = session.scalars(_RECEIVED, {"keys": sorted(brought)})
+    for row in known:
+        _count(row, brought.pop(str(row.association)))
+    if brought:
+        session.execute(insert(AuditRow), [_first_event(key, of_key) for key, of_key in brought.items()])
+
+
+_RECEIVED = (
+    select(AuditRow)
+    .where(AuditRow.association.in_(bindparam("keys", expanding=True)))
+    .order_by(AuditRow.id)
+    .with_for_update()
+)
+
+
+def _count(row: AuditRow, arrivals: Sequence[Arrival]) -> None:
     event = AuditEvent.from_json(row.event)
-    counts = Counter(event.sop_classes) + Counter([instance.sop_class_uid])
+    counts = Counter(event.sop_classes) + Counter(one.instance.sop_class_uid for one in arrivals)
     row.event = replace(event, sop_classes=dict(counts)).to_json()
-    row.due_at = now + ASSOCIATION_PAUSE
+    row.due_at = arrivals[-1].at + ASSOCIATION_PAUSE
+
+
+def _first_event(key: str, arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    first, at = arrivals[0], arrivals[-1].at
+    event = AuditEvent(
+        "instances received", actor=first.calling_ae_title, actor_address=first.address,
+        study_instance_uid=first.instance.study_instance_uid, patient_id=first.instance.patient_id,
+        sop_classes=dict(Counter(one.instance.sop_class_uid for one in arrivals)),
+    )  # fmt: skip
+    return {
+        "at": first.at, "due_at": at + ASSOCIATION_PAUSE, "kind": event.kind, "process": "receiver",
+        "association": key, "event": event.to_json(),
+    }  # fmt: skip
 
 
 def note_export(

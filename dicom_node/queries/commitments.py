@@ -10,8 +10,8 @@ from typing import Literal
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.queries.leases import NO_LEASE, has_free_lease, take
-from dicom_node.queries.receiving import insert_or_ignore
 from dicom_node.tables import CommitmentRequestRow, InstanceRow
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from dicom_node.queries.receiving import insert_or_ignore
+from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.study import backoff
 from dicom_node.tables import DestinationRow
 

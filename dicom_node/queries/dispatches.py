@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 
 from dicom_node.delivery import NOT_ACCEPTED, OPEN_DISPATCHES, DispatchState, PartState, settle
 from dicom_node.queries.audit import note_export
+from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.queries.jobs import add_event, end_delivery, older_is_under_way
 from dicom_node.queries.leases import has_free_lease, take
-from dicom_node.queries.receiving import insert_or_ignore
 from dicom_node.tables import CommitmentRow, DeliveryRow, DestinationRow, DispatchRow, JobRow, ResultRow, StudyRow
 
 

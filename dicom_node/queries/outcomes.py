@@ -11,7 +11,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
-from dicom_node.queries.receiving import insert_or_ignore
+from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.selection import add_referred
 from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span

@@ -1,35 +1,45 @@
-"""Filing an instance in one transaction: its row, its study, and the job of the study's revision.
+"""Filing instances in one transaction: their rows, their studies, and the jobs of the studies' revisions.
 
 Insert-or-ignore, then conditional updates: two instances of a new study that arrive at once must both be filed. The
-study's row is locked first, so that the instances of one study are filed one after the other.
+studies' rows are locked first, so that the instances of one study are filed one after the other. What arrives together
+is filed by the same few statements as one instance: they cost more than their rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Table, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from dicom_node.delivery import OPEN_DISPATCHES
 from dicom_node.instance import Instance
+from dicom_node.queries.inserting import insert_new, insert_or_ignore, table_of
+from dicom_node.queries.revisions import LockedStudy, Studies, take_up
 from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
-from dicom_node.study import WORKING_STATES, look_again_at
 from dicom_node.tables import (
-    Base,
     ConflictRow,
-    DispatchRow,
     EventRow,
     InstanceRow,
-    JobRow,
     ReportReferenceRow,
     ResultRow,
     StudyRow,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An instance whose bytes are stored, from whom it came and when; `association` names that in the audit trail."""
+
+    instance: Instance
+    stored: StoredFile
+    calling_ae_title: str
+    at: datetime
+    address: str = ""
+    association: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,79 +56,127 @@ class Recorded:
     revision: int = 0
 
 
-def record_instance(
-    session: Session,
-    instance: Instance,
-    stored: StoredFile,
-    calling_ae_title: str,
-    now: datetime,
-    quiet_period: timedelta,
-) -> Recorded:
-    """File `instance`, whose bytes are `stored` already.
+def record_instances(session: Session, arrivals: Sequence[Arrival], quiet_period: timedelta) -> tuple[Recorded, ...]:
+    """File instances whose bytes are stored already; return what became of each.
 
     An image or a report opens the study's job or prolongs its quiet period; after the job has left RECEIVING it opens
     the next revision and cancels what was under way of the one before. Other objects are filed and open nothing.
     A report that names images of other studies alone does the same to those of them that have no report of their own.
     """
-    if instance.is_own_result or _is_result(session, instance.sop_instance_uid):
-        return Recorded("own")
-    studies = _lock_studies(session, instance, now)
-    study = studies[instance.study_instance_uid]
-    if not _insert_instance(session, instance, stored, (calling_ae_title, now, study.revision)):
-        return _note_repeat(session, instance, stored, calling_ae_title, now)
-    if instance.role == "other":
-        _add_event(session, instance, None, now, "instance filed", f"{instance.modality}, not to be grounded")
-        return Recorded("new", None, study.revision)
-    job_id, revision = _take_up(session, study, now, quiet_period)
-    if revision != study.revision:
+    results = _results_among(session, arrivals)
+    filed = [number for number, one in enumerate(arrivals) if one.instance.sop_instance_uid not in results]
+    recorded = {number: Recorded("own") for number in range(len(arrivals)) if number not in filed}
+    if filed:
+        studies = _lock_studies(session, [arrivals[number] for number in filed])
+        inserted = _insert_instances(session, [arrivals[number] for number in filed], studies)
+        new = [number for number in filed if _pop(inserted, arrivals[number].instance.sop_instance_uid)]
+        recorded |= zip(new, _open(session, [arrivals[number] for number in new], studies, quiet_period), strict=True)
+        recorded |= {number: _note_repeat(session, arrivals[number]) for number in filed if number not in new}
+    return tuple(recorded[number] for number in range(len(arrivals)))
+
+
+def record_instance(session: Session, arrival: Arrival, quiet_period: timedelta) -> Recorded:
+    """File one instance: see `record_instances`."""
+    return record_instances(session, [arrival], quiet_period)[0]
+
+
+def _pop(uids: set[str], uid: str) -> bool:
+    """Tell whether a UID was among these, and take it out: what comes twice was inserted once."""
+    found = uid in uids
+    uids.discard(uid)
+    return found
+
+
+_RESULTS = select(ResultRow.sop_instance_uid).where(ResultRow.sop_instance_uid.in_(bindparam("uids", expanding=True)))
+
+
+def _results_among(session: Session, arrivals: Iterable[Arrival]) -> set[str]:
+    """Return the UIDs of the arrivals that are results of this node."""
+    uids = {one.instance.sop_instance_uid for one in arrivals}
+    own = {one.instance.sop_instance_uid for one in arrivals if one.instance.is_own_result}
+    return own | set(session.scalars(_RESULTS, {"uids": sorted(uids - own)}))
+
+
+def _open(session: Session, new: Sequence[Arrival], studies: Studies, quiet_period: timedelta) -> Iterable[Recorded]:
+    """Take the studies up that new instances came for; return what became of each instance."""
+    to_ground = [one for one in new if one.instance.role != "other"]
+    came_at = {one.instance.study_instance_uid: one.at for one in sorted(to_ground, key=lambda one: one.at)}
+    before = dict(studies)
+    jobs = take_up(session, studies, came_at, quiet_period)
+    revised = [
+        one.instance
+        for one in to_ground
+        if studies[one.instance.study_instance_uid] != before[one.instance.study_instance_uid]
+    ]
+    _revise(session, revised, studies)
+    recorded = [_recorded(one, before, jobs) for one in new]
+    _add_events(session, zip(new, recorded, strict=True))
+    for one in to_ground:
+        if one.instance.role == "report":
+            for uid in sorted(one.instance.evidence_studies):
+                _refer(session, one, uid, studies, quiet_period)
+    return recorded
+
+
+def _recorded(arrival: Arrival, before: Studies, jobs: Mapping[str, tuple[int, int]]) -> Recorded:
+    uid = arrival.instance.study_instance_uid
+    if arrival.instance.role == "other":
+        return Recorded("new", None, before[uid].revision)
+    return Recorded("new", *jobs[uid])
+
+
+def _revise(session: Session, instances: Iterable[Instance], studies: Studies) -> None:
+    for instance in instances:
         session.execute(
             update(InstanceRow)
             .where(InstanceRow.sop_instance_uid == instance.sop_instance_uid)
-            .values(revision=revision)
+            .values(revision=studies[instance.study_instance_uid].revision)
         )
-    _add_event(session, instance, job_id, now, "instance filed", f"{instance.modality} from {calling_ae_title}")
-    for uid in sorted(instance.evidence_studies) if instance.role == "report" else ():
-        _refer(session, instance, uid, studies.get(uid), now, quiet_period)
-    return Recorded("new", job_id, revision)
 
 
-@dataclass(frozen=True, slots=True)
-class _Study:
-    """A study's row, locked until the end of the transaction."""
-
-    study_instance_uid: str
-    revision: int
-
-
-def _is_result(session: Session, sop_instance_uid: str) -> bool:
-    statement = select(ResultRow.sop_instance_uid).where(ResultRow.sop_instance_uid == sop_instance_uid)
-    return session.scalar(statement) is not None
-
-
-def _take_up(session: Session, study: _Study, now: datetime, quiet_period: timedelta) -> tuple[int, int]:
-    """Prolong the study's job or open one; return it and its revision."""
-    return _prolong_job(session, study, now, quiet_period) or _open_job(session, study, now, quiet_period)
+def _add_events(session: Session, filed: Iterable[tuple[Arrival, Recorded]]) -> None:
+    events = [
+        {
+            "study_instance_uid": one.instance.study_instance_uid,
+            "job_id": recorded.job_id,
+            "at": one.at,
+            "event": "instance filed",
+            "detail": f"{_how(one)}: {one.instance.sop_instance_uid}",
+        }
+        for one, recorded in filed
+    ]
+    if events:
+        session.execute(_INSERT_EVENTS, events)
 
 
-def _refer(
-    session: Session, report: Instance, uid: str, study: _Study | None, now: datetime, quiet_period: timedelta
-) -> None:
+def _how(arrival: Arrival) -> str:
+    modality = arrival.instance.modality
+    return (
+        f"{modality}, not to be grounded"
+        if arrival.instance.role == "other"
+        else f"{modality} from {arrival.calling_ae_title}"
+    )
+
+
+_INSERT_EVENTS = insert(table_of(EventRow))
+
+
+def _refer(session: Session, report: Arrival, uid: str, studies: Studies, quiet_period: timedelta) -> None:
     """Link a report to a study that it names, and take that one up if the report counts for it as it is now.
 
     The link stays in any case: the images may come, or be corrected, later.
     """
+    instance, study = report.instance, studies.get(uid)
     revision = study.revision if study is not None else 1
-    if study is not None and report in add_referred(_instances_in(session, uid), [report]):
-        job_id, revision = _take_up(session, study, now, quiet_period)
-        detail = f"a report in study {report.study_instance_uid} is about this one: {report.sop_instance_uid}"
-        session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="report referred", detail=detail))
+    if study is not None and instance in add_referred(_instances_in(session, uid), [instance]):
+        job_id, revision = take_up(session, studies, {uid: report.at}, quiet_period)[uid]
+        detail = f"a report in study {instance.study_instance_uid} is about this one: {instance.sop_instance_uid}"
+        event = EventRow(study_instance_uid=uid, job_id=job_id, at=report.at, event="report referred", detail=detail)
+        session.add(event)
     insert_or_ignore(
-        session,
-        ReportReferenceRow,
-        sop_instance_uid=report.sop_instance_uid,
-        study_instance_uid=uid,
+        session, ReportReferenceRow, sop_instance_uid=instance.sop_instance_uid, study_instance_uid=uid,
         revision=revision,
-    )
+    )  # fmt: skip
 
 
 def _instances_in(session: Session, study_instance_uid: str) -> list[Instance]:
@@ -126,183 +184,88 @@ def _instances_in(session: Session, study_instance_uid: str) -> list[Instance]:
     return [Instance.from_facts(facts) for facts in session.scalars(statement)]
 
 
-def _lock_studies(session: Session, instance: Instance, now: datetime) -> dict[str, _Study]:
-    """Lock the study of an instance, which is made if need be, and those known ones that it is about.
+# key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
+_LOCK_STUDIES = (
+    select(StudyRow.study_instance_uid, StudyRow.revision, StudyRow.patient_id, StudyRow.accession_number)
+    .where(StudyRow.study_instance_uid.in_(bindparam("uids", expanding=True)))
+    .order_by(StudyRow.study_instance_uid)
+    .with_for_update(key_share=True)
+)
+
+
+def _lock_studies(session: Session, arrivals: Sequence[Arrival]) -> Studies:
+    """Lock the studies of instances, which are made if need be, and those known ones that these are about.
 
     In one order of their UIDs, whoever asks: two reports about each other's studies do not wait for one another.
     """
-    uid = instance.study_instance_uid
-    insert_or_ignore(
-        session,
-        StudyRow,
-        study_instance_uid=uid,
-        revision=1,
-        patient_id=instance.patient_id[:64],
-        accession_number=instance.accession_number[:64],
-        created_at=now,
-    )
-    # key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
-    locked = (
-        select(StudyRow.study_instance_uid, StudyRow.revision)
-        .where(StudyRow.study_instance_uid.in_({uid, *instance.evidence_studies}))
-        .order_by(StudyRow.study_instance_uid)
-        .with_for_update(key_share=True)
-    )
-    studies = {row.study_instance_uid: _Study(row.study_instance_uid, row.revision) for row in session.execute(locked)}
-    _fill_in(session, uid, StudyRow.patient_id, instance.patient_id)
-    _fill_in(session, uid, StudyRow.accession_number, instance.accession_number)
+    made: dict[str, dict[str, Any]] = {}
+    for one in arrivals:
+        values = made.setdefault(one.instance.study_instance_uid, {"patient_id": "", "accession_number": ""})
+        values["patient_id"] = values["patient_id"] or one.instance.patient_id[:64]
+        values["accession_number"] = values["accession_number"] or one.instance.accession_number[:64]
+        values.setdefault("created_at", one.at)
+    rows = [{"study_instance_uid": uid, "revision": 1} | made[uid] for uid in sorted(made)]
+    insert_new(session, StudyRow, rows)
+    about = {uid for one in arrivals for uid in one.instance.evidence_studies}
+    studies: Studies = {}
+    for row in session.execute(_LOCK_STUDIES, {"uids": sorted(made.keys() | about)}):
+        studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, row.revision)
+        if given := made.get(row.study_instance_uid):
+            _fill_in(session, row.study_instance_uid, given, row._asdict())
     return studies
 
 
-def _fill_in(session: Session, study_instance_uid: str, column: Any, value: str) -> None:
-    """Set a text of the study that no instance has given so far."""
-    if value:
-        is_empty: ColumnElement[bool] = column == ""
-        session.execute(
-            update(StudyRow)
-            .where(StudyRow.study_instance_uid == study_instance_uid, is_empty)
-            .values({column: value[:64]})
-        )
+def _fill_in(session: Session, uid: str, given: Mapping[str, str], held: Mapping[str, Any]) -> None:
+    """Set the texts of a study that no instance has given so far."""
+    texts = {name: given[name] for name in ("patient_id", "accession_number") if given[name] and not held[name]}
+    if texts:
+        session.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(texts))
 
 
-def _insert_instance(
-    session: Session, instance: Instance, stored: StoredFile, arrival: tuple[str, datetime, int]
-) -> bool:
-    """Insert the row, with calling AE title, instant and revision; False if there is one with this UID."""
-    calling_ae_title, now, revision = arrival
-    return insert_or_ignore(
-        session,
-        InstanceRow,
-        sop_instance_uid=instance.sop_instance_uid,
-        study_instance_uid=instance.study_instance_uid,
-        series_instance_uid=instance.series_instance_uid,
-        sop_class_uid=instance.sop_class_uid,
-        transfer_syntax_uid=instance.transfer_syntax_uid,
-        modality=instance.modality[:16],
-        revision=revision,
-        storage_key=stored.key,
-        sha256=stored.sha256,
-        size_bytes=stored.size,
-        calling_ae_title=calling_ae_title[:16],
-        received_at=now,
-        facts=instance.facts(),
-    )
+def _insert_instances(session: Session, arrivals: Sequence[Arrival], studies: Studies) -> set[str]:
+    """Insert the rows, and return the SOP Instance UIDs of those that there were none of."""
+    rows = [
+        {
+            "sop_instance_uid": one.instance.sop_instance_uid,
+            "study_instance_uid": one.instance.study_instance_uid,
+            "series_instance_uid": one.instance.series_instance_uid,
+            "sop_class_uid": one.instance.sop_class_uid,
+            "transfer_syntax_uid": one.instance.transfer_syntax_uid,
+            "modality": one.instance.modality[:16],
+            "revision": studies[one.instance.study_instance_uid].revision,
+            "storage_key": one.stored.key,
+            "sha256": one.stored.sha256,
+            "size_bytes": one.stored.size,
+            "calling_ae_title": one.calling_ae_title[:16],
+            "received_at": one.at,
+            "facts": one.instance.facts(),
+        }
+        for one in arrivals
+    ]
+    return {row.sop_instance_uid for row in insert_new(session, InstanceRow, rows)}
 
 
-def _note_repeat(
-    session: Session, instance: Instance, stored: StoredFile, calling_ae_title: str, now: datetime
-) -> Recorded:
-    statement = select(InstanceRow).where(InstanceRow.sop_instance_uid == instance.sop_instance_uid)
+def _note_repeat(session: Session, arrival: Arrival) -> Recorded:
+    stored, now = arrival.stored, arrival.at
+    statement = select(InstanceRow).where(InstanceRow.sop_instance_uid == arrival.instance.sop_instance_uid)
     held = session.scalars(statement).one()
     if held.sha256 == stored.sha256:
         held.storage_key = stored.key
         if held.removed_at is not None:  # by the retention rule, which begins to count anew
             held.removed_at, held.received_at = None, now
-            _add_event(session, instance, None, now, "instance filed again", "its bytes had been removed")
+            _add_event(
+                session, held, now, "instance filed again", f"its bytes had been removed: {held.sop_instance_uid}"
+            )
         return Recorded("repeat", None, held.revision)
     is_new = insert_or_ignore(
-        session,
-        ConflictRow,
-        sop_instance_uid=held.sop_instance_uid,
-        sha256=stored.sha256,
-        storage_key=stored.key,
-        calling_ae_title=calling_ae_title[:16],
-        received_at=now,
-    )
+        session, ConflictRow, sop_instance_uid=held.sop_instance_uid, sha256=stored.sha256, storage_key=stored.key,
+        calling_ae_title=arrival.calling_ae_title[:16], received_at=now,
+    )  # fmt: skip
     if is_new:
-        detail = f"{held.sop_instance_uid} came with other bytes from {calling_ae_title}; they are kept aside"
-        row = EventRow(study_instance_uid=held.study_instance_uid, at=now, event="conflict", detail=detail)
-        session.add(row)
+        detail = f"{held.sop_instance_uid} came with other bytes from {arrival.calling_ae_title}; they are kept aside"
+        _add_event(session, held, now, "conflict", detail)
     return Recorded("conflict", None, held.revision)
 
 
-def _prolong_job(session: Session, study: _Study, now: datetime, quiet_period: timedelta) -> tuple[int, int] | None:
-    """Start the quiet period of the study's job anew; None if it has no job in RECEIVING."""
-    is_open = (
-        JobRow.study_instance_uid == study.study_instance_uid,
-        JobRow.revision == study.revision,
-        JobRow.state == "RECEIVING",
-    )
-    first_instance_at = session.scalar(select(JobRow.first_instance_at).where(*is_open))
-    if first_instance_at is None:
-        return None
-    # conditional again: the scheduler may have closed the job in between
-    job_id = session.scalar(
-        update(JobRow)
-        .where(*is_open)
-        .values(last_instance_at=now, due_at=look_again_at(first_instance_at, now, quiet_period), updated_at=now)
-        .returning(JobRow.job_id)
-    )
-    return None if job_id is None else (job_id, study.revision)
-
-
-def _open_job(session: Session, study: _Study, now: datetime, quiet_period: timedelta) -> tuple[int, int]:
-    """Open the study's first job, or the job of its next revision."""
-    older = session.scalar(
-        select(func.count()).select_from(JobRow).where(JobRow.study_instance_uid == study.study_instance_uid)
-    )
-    revision = study.revision + 1 if older else study.revision
-    if older:
-        _supersede_jobs(session, study, revision, now)
-    job = JobRow(
-        study_instance_uid=study.study_instance_uid,
-        revision=revision,
-        state="RECEIVING",
-        first_instance_at=now,
-        last_instance_at=now,
-        step_since=now,
-        due_at=look_again_at(now, now, quiet_period),
-        created_at=now,
-        updated_at=now,
-    )
-    session.add(job)
-    session.flush()
-    return job.job_id, revision
-
-
-def _supersede_jobs(session: Session, study: _Study, revision: int, now: datetime) -> None:
-    """Make `revision` the current one, and cancel what is under way of those before.
-
-    Nothing of a cancelled job begins any more; a worker that is in the middle of a step of it keeps its lease, and
-    `queries.claim` lets nobody write or deliver a newer revision before that lease is over: an archive never gets an
-    older revision after a newer one, and the newer one names what was delivered as its predecessor.
-    """
-    uid = study.study_instance_uid
-    session.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(revision=revision))
-    reason = f"superseded by revision {revision}, which holds an image or a report that came later: see its job"
-    cancelled = session.scalars(
-        update(JobRow)
-        .where(JobRow.study_instance_uid == uid, JobRow.state.in_(WORKING_STATES))
-        .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
-        .returning(JobRow.job_id)
-    ).all()
-    session.execute(  # what an archive took of it stays noted with its deliveries
-        update(DispatchRow)
-        .where(DispatchRow.job_id.in_(cancelled), DispatchRow.state.in_(OPEN_DISPATCHES))
-        .values(state="CANCELLED", updated_at=now)
-    )
-    for job_id in cancelled:
-        session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="job cancelled", detail=reason))
-
-
-def _add_event(
-    session: Session, instance: Instance, job_id: int | None, now: datetime, event: str, detail: str
-) -> None:
-    session.add(
-        EventRow(
-            study_instance_uid=instance.study_instance_uid,
-            job_id=job_id,
-            at=now,
-            event=event,
-            detail=f"{detail}: {instance.sop_instance_uid}",
-        )
-    )
-
-
-def insert_or_ignore(session: Session, row: type[Base], **values: Any) -> bool:
-    """Insert a row unless its key is taken; return whether it was inserted."""
-    table = row.__table__
-    assert isinstance(table, Table)
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(values).on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return session.execute(statement).first() is not None
+def _add_event(session: Session, held: InstanceRow, now: datetime, event: str, detail: str) -> None:
+    session.add(EventRow(study_instance_uid=held.study_instance_uid, at=now, event=event, detail=detail))

@@ -27,6 +27,7 @@ from dicom_node.errors import SettingsError
 from dicom_node.instance import read_instance
 from dicom_node.queries import AuditEntry, make_sessions
 from dicom_node.queries.audit import claim_audit, unsent_audit
+from dicom_node.storage import StoredFile
 from dicom_node.syslog import SyslogConnection
 from tests.acceptance.peers import wait_until
 from tests.builders import encode as encode_dataset
@@ -373,7 +374,9 @@ def claim(rig: Rig, session: Session, limit: int = 1000) -> list[int]:
 
 def receive(rig: Rig, session: Session, number: int = 1) -> None:
     instance = read_instance(encode_dataset(make_cxr_dataset(instance=number)))
-    queries.note_received(session, "association", instance, "PACS", "127.0.0.1", rig.clock())
+    stored = StoredFile("key", "0" * 64, 1)
+    arrival = queries.Arrival(instance, stored, "PACS", rig.clock(), "127.0.0.1", "association")
+    queries.note_received(session, [arrival])
 
 
 def received(rig: Rig) -> list[int]:

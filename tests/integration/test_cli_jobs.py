@@ -16,7 +16,16 @@ from sqlalchemy.orm import Session, sessionmaker
 from dicom_node.cli import main
 from dicom_node.clock import utc_now
 from dicom_node.instance import read_instance
-from dicom_node.queries import SCHEMA_REVISION, claim, close_job, end_job, make_engine, make_sessions, record_instance
+from dicom_node.queries import (
+    SCHEMA_REVISION,
+    Arrival,
+    claim,
+    close_job,
+    end_job,
+    make_engine,
+    make_sessions,
+    record_instance,
+)
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
@@ -58,7 +67,7 @@ def sessions(run: Run, tmp_path: Path) -> Iterator[sessionmaker[Session]]:
         for ds in (image, make_report_dataset(study=study, image=image)):
             stored = StoredFile(f"key/{ds.SOPInstanceUID}", "0" * 64, 1)
             with sessions.begin() as session:
-                record_instance(session, read_instance(encode(ds)), stored, "PACS", now, timedelta(seconds=5))
+                record_instance(session, Arrival(read_instance(encode(ds)), stored, "PACS", now), timedelta(seconds=5))
     with sessions.begin() as session:
         close_job(session, 2, Complete(now), now)
         claim(session, 2, "COMPLETE", "token", now, timedelta(minutes=5))

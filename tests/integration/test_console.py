@@ -20,7 +20,15 @@ from dicom_node.config import Settings
 from dicom_node.console.server import make_server
 from dicom_node.errors import NodeError
 from dicom_node.instance import read_instance
-from dicom_node.queries import close_job, list_audit, make_engine, make_sessions, record_instance, upgrade_schema
+from dicom_node.queries import (
+    Arrival,
+    close_job,
+    list_audit,
+    make_engine,
+    make_sessions,
+    record_instance,
+    upgrade_schema,
+)
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
@@ -86,7 +94,7 @@ def sessions(settings: Settings, clock: FrozenClock) -> Iterator[sessionmaker[Se
     for ds in (image, make_report_dataset(study="whole", image=image), make_cxr_dataset(study="half")):
         stored = StoredFile(f"key/{ds.SOPInstanceUID}", "0" * 64, 1)
         with made.begin() as session:
-            record_instance(session, read_instance(encode(ds)), stored, "PACS", clock(), QUIET)
+            record_instance(session, Arrival(read_instance(encode(ds)), stored, "PACS", clock()), QUIET)
     yield made
     engine.dispose()
 

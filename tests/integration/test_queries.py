@@ -23,6 +23,7 @@ from dicom_node.delivery import PartState
 from dicom_node.errors import NodeError, SchemaError
 from dicom_node.instance import Instance, read_instance
 from dicom_node.queries import (
+    Arrival,
     Delivery,
     Ending,
     JobFilter,
@@ -60,7 +61,7 @@ def make_report(study: str = "1", instance: int = 1, **attributes: Any) -> Insta
 def record(sessions: Sessions, instance: Instance, at: datetime = NOW, content: str = "a") -> Recorded:
     stored = StoredFile(f"{instance.sop_instance_uid}.{content}", content * 64, 10)
     with sessions.begin() as session:
-        return queries.record_instance(session, instance, stored, "PACS", at, QUIET)
+        return queries.record_instance(session, Arrival(instance, stored, "PACS", at), QUIET)
 
 
 def make_complete_job(sessions: Sessions, study: str = "1", at: datetime = NOW) -> int:
@@ -874,7 +875,7 @@ def test_what_an_administrator_changes_waits_for_an_instance_that_is_being_filed
     late = make_report(instance=2)
     with ThreadPoolExecutor(1) as pool:
         with sessions.begin() as session:
-            queries.record_instance(session, late, StoredFile("late", "b" * 64, 10), "PACS", NOW, QUIET)
+            queries.record_instance(session, Arrival(late, StoredFile("late", "b" * 64, 10), "PACS", NOW), QUIET)
             taken_up = pool.submit(take_up_again)
             if session.get_bind().dialect.name == "postgresql":
                 assert begun.wait(10)

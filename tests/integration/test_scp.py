@@ -205,19 +205,19 @@ def test_an_instance_is_on_disk_and_in_a_row_when_success_is_answered(node: Node
 
 def test_success_waits_for_the_disk_and_then_the_row(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    fsync, record = os.fsync, queries.record_instance
+    fsync, record = os.fsync, queries.record_instances
 
     def note_sync(descriptor: int) -> None:
         order.append("folder" if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir() else "content")
         fsync(descriptor)
 
-    def note_row(session: Session, *arguments: Any) -> Recorded:
+    def note_row(session: Session, *arguments: Any) -> Any:
         order.append("row")
         return record(session, *arguments)
 
     send(node, make_cxr_dataset(instance=1))
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr("dicom_node.scp.record_instance", note_row)
+    monkeypatch.setattr("dicom_node.filing.record_instances", note_row)
     send(node, make_cxr_dataset(instance=2))
     assert order == ["content", "folder", "row"]
 
@@ -500,7 +500,7 @@ def test_whatever_a_database_answers_is_out_of_resources(
     """Permissions that were taken away, a damaged file, a value that does not fit: never a bug's status."""
     original = Exception("DETAIL: Key (patient_id)=(SECRET) is wrong")
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
-        patch.setattr("dicom_node.scp.record_instance", raising(kind("INSERT", {"patient": "SECRET"}, original)))
+        patch.setattr("dicom_node.filing.record_instances", raising(kind("INSERT", {"patient": "SECRET"}, original)))
         assert send(node, make_cxr_dataset()) == [REFUSED_RESOURCES]
     assert "SECRET" not in caplog.text
     if kind in (DataError, IntegrityError):  # it is about this instance alone: nobody else is turned away
@@ -535,7 +535,7 @@ def test_a_bug_is_answered_as_a_failure_and_the_receiver_goes_on(node: Node, mon
         raise ZeroDivisionError
 
     with monkeypatch.context() as broken:
-        broken.setattr("dicom_node.scp.record_instance", fail)
+        broken.setattr("dicom_node.filing.record_instances", fail)
         assert send(node, make_cxr_dataset()) == [BUG]
     assert node.unfinished() == []
     assert send(node, make_cxr_dataset()) == [SUCCESS]

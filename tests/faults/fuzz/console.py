@@ -17,7 +17,7 @@ from typing import Any
 from dicom_node.config import Settings
 from dicom_node.console.server import ConsoleServer, make_server
 from dicom_node.instance import read_instance
-from dicom_node.queries import make_engine, make_sessions, record_instance, upgrade_schema
+from dicom_node.queries import Arrival, make_engine, make_sessions, record_instance, upgrade_schema
 from dicom_node.storage import StoredFile
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
 from tests.fakes import FrozenClock
@@ -47,7 +47,9 @@ class Target:
         for ds in (image, make_report_dataset(study="whole", image=image), make_cxr_dataset(study="half")):
             stored = StoredFile(f"key/{ds.SOPInstanceUID}", "0" * 64, 1)
             with sessions.begin() as session:
-                record_instance(session, read_instance(encode(ds)), stored, "PACS", FrozenClock()(), timedelta(5))
+                record_instance(
+                    session, Arrival(read_instance(encode(ds)), stored, "PACS", FrozenClock()()), timedelta(5)
+                )
         self.raised: list[str] = []
         self.server: ConsoleServer = make_server(settings, sessions, FrozenClock(), port=0)
         self.server.handle_error = self._note  # type: ignore[method-assign]

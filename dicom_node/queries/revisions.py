@@ -1,0 +1,118 @@
+"""Taking studies up: the quiet period of their job starts anew, or their first or next revision gets its job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.orm import Session
+
+from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.queries.inserting import table_of
+from dicom_node.study import WORKING_STATES, look_again_at
+from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
+
+
+@dataclass(frozen=True, slots=True)
+class LockedStudy:
+    """A study's row, locked until the end of the transaction."""
+
+    study_instance_uid: str
+    revision: int
+
+
+Studies = dict[str, LockedStudy]
+
+
+_JOBS = select(JobRow.job_id, JobRow.study_instance_uid, JobRow.revision, JobRow.state, JobRow.first_instance_at).where(
+    JobRow.study_instance_uid.in_(bindparam("uids", expanding=True))
+)
+
+# conditional: the scheduler may have closed the job since it was looked at
+_PROLONG = (
+    update(table_of(JobRow))
+    .where(table_of(JobRow).c.job_id == bindparam("prolonged"), table_of(JobRow).c.state == "RECEIVING")
+    .values(last_instance_at=bindparam("now"), due_at=bindparam("due"), updated_at=bindparam("now"))
+    .returning(table_of(JobRow).c.job_id)
+)
+
+_INSERT_JOBS = insert(table_of(JobRow)).returning(table_of(JobRow).c.job_id, table_of(JobRow).c.study_instance_uid)
+
+
+def take_up(
+    session: Session, studies: Studies, came_at: Mapping[str, datetime], quiet_period: timedelta
+) -> dict[str, tuple[int, int]]:
+    """Start the quiet periods of studies anew, or open their first or next job; return (job, revision) of each study.
+
+    `came_at` says when something came for which study. `studies` has the new revisions afterwards.
+    """
+    if not came_at:
+        return {}
+    known: dict[str, list[Any]] = {}
+    for row in session.execute(_JOBS, {"uids": sorted(came_at)}):
+        known.setdefault(row.study_instance_uid, []).append(row)
+    taken, opened = dict[str, tuple[int, int]](), []
+    for uid, now in sorted(came_at.items()):
+        job_id = _prolong(session, studies[uid], known.get(uid, ()), now, quiet_period)
+        if job_id is not None:
+            taken[uid] = job_id, studies[uid].revision
+            continue
+        if uid in known:
+            studies[uid] = replace(studies[uid], revision=studies[uid].revision + 1)
+            _supersede_jobs(session, studies[uid], now)
+        opened.append(_first_values(studies[uid], now, quiet_period))
+    for row in session.execute(_INSERT_JOBS, opened) if opened else ():
+        taken[row.study_instance_uid] = row.job_id, studies[row.study_instance_uid].revision
+    return taken
+
+
+def _prolong(
+    session: Session, study: LockedStudy, jobs: Iterable[Any], now: datetime, quiet_period: timedelta
+) -> int | None:
+    """Start the quiet period of the study's job anew; None if it has no job in RECEIVING."""
+    receiving = [job for job in jobs if job.revision == study.revision and job.state == "RECEIVING"]
+    if not receiving:
+        return None
+    due = look_again_at(receiving[0].first_instance_at, now, quiet_period)
+    job_id: int | None = session.scalar(_PROLONG, {"prolonged": receiving[0].job_id, "now": now, "due": due})
+    return job_id
+
+
+def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) -> dict[str, Any]:
+    instants = {
+        name: now for name in ("first_instance_at", "last_instance_at", "step_since", "created_at", "updated_at")
+    }
+    return instants | {
+        "study_instance_uid": study.study_instance_uid,
+        "revision": study.revision,
+        "state": "RECEIVING",
+        "due_at": look_again_at(now, now, quiet_period),
+    }
+
+
+def _supersede_jobs(session: Session, study: LockedStudy, now: datetime) -> None:
+    """Make the study's revision the current one, and cancel what is under way of those before.
+
+    Nothing of a cancelled job begins any more; a worker that is in the middle of a step of it keeps its lease, and
+    `queries.claim` lets nobody write or deliver a newer revision before that lease is over: an archive never gets an
+    older revision after a newer one, and the newer one names what was delivered as its predecessor.
+    """
+    uid, revision = study.study_instance_uid, study.revision
+    session.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(revision=revision))
+    reason = f"superseded by revision {revision}, which holds an image or a report that came later: see its job"
+    cancelled = session.scalars(
+        update(JobRow)
+        .where(JobRow.study_instance_uid == uid, JobRow.state.in_(WORKING_STATES))
+        .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
+        .returning(JobRow.job_id)
+    ).all()
+    session.execute(  # what an archive took of it stays noted with its deliveries
+        update(DispatchRow)
+        .where(DispatchRow.job_id.in_(cancelled), DispatchRow.state.in_(OPEN_DISPATCHES))
+        .values(state="CANCELLED", updated_at=now)
+    )
+    for job_id in cancelled:
+        session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="job cancelled", detail=reason))

@@ -1,0 +1,146 @@
+"""Group commit: rows of many senders in one transaction, and each sender is told what became of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session, sessionmaker
+
+from dicom_node import filing, queries
+from dicom_node.filing import GROUP, Filing
+from dicom_node.instance import read_instance
+from dicom_node.queries import Arrival, Recorded
+from dicom_node.storage import StoredFile
+from dicom_node.tables import AuditRow, InstanceRow
+from tests.builders import encode, make_cxr_dataset
+
+NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+Sessions = sessionmaker[Session]
+
+
+def make_arrival(study: int, instance: int = 1) -> Arrival:
+    read = read_instance(encode(make_cxr_dataset(study=str(study), instance=instance)))
+    stored = StoredFile(f"key {read.sop_instance_uid}", "a" * 64, 10)
+    return Arrival(read, stored, "PACS", NOW, "127.0.0.1", f"association {study}")
+
+
+@pytest.fixture
+def line(sessions: Sessions) -> Filing:
+    return Filing(sessions, timedelta(seconds=5))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[threading.Event]:
+    """Let the first commit wait until the event that is given is set; count the commits on it (`count`)."""
+    go_on = threading.Event()
+    commits: list[int] = []
+
+    def hold(_: Any) -> None:
+        commits.append(1)
+        if len(commits) == 1:
+            assert go_on.wait(20)
+
+    go_on.commits = commits  # type: ignore[attr-defined]
+    event.listen(engine, "commit", hold)
+    yield go_on
+    event.remove(engine, "commit", hold)
+
+
+def record_behind(line: Filing, engine: Engine, arrivals: list[Arrival]) -> tuple[list[Future[Recorded]], int]:
+    """Have `arrivals` wait in line while another is committed; return what became of them, and the commits in all."""
+    with held(engine) as go_on, ThreadPoolExecutor(len(arrivals) + 1) as pool:
+        first = pool.submit(line.record, make_arrival(0))
+        wait_until(lambda: bool(go_on.commits))  # type: ignore[attr-defined]
+        others = [pool.submit(line.record, arrival) for arrival in arrivals]
+        wait_until(lambda: len(line._waiting) == len(arrivals))
+        go_on.set()
+        assert first.result(20).kind == "new"
+        for other in others:
+            other.exception(20)
+        return others, len(go_on.commits)  # type: ignore[attr-defined]
+
+
+def count(sessions: Sessions, row: type[Any]) -> int:
+    with sessions.begin() as session:
+        return session.scalar(select(func.count()).select_from(row)) or 0
+
+
+def test_what_waits_is_committed_together(line: Filing, engine: Engine, sessions: Sessions) -> None:
+    arrivals = [make_arrival(1 + number // 4, number) for number in range(GROUP + 6)]
+    recorded, commits = record_behind(line, engine, arrivals)
+    assert {one.result().kind for one in recorded} == {"new"}
+    assert commits == 3  # the first, and two groups
+    assert count(sessions, InstanceRow) == GROUP + 7
+    assert count(sessions, AuditRow) == 1 + len({arrival.association for arrival in arrivals})
+
+
+def test_the_same_instance_twice_in_a_group_is_filed_once(line: Filing, engine: Engine, sessions: Sessions) -> None:
+    recorded, _ = record_behind(line, engine, [make_arrival(1), make_arrival(1), make_arrival(2)])
+    assert sorted(one.result().kind for one in recorded) == ["new", "new", "repeat"]
+    assert count(sessions, InstanceRow) == 3
+
+
+def test_what_fails_for_one_fails_for_no_other(
+    line: Filing, engine: Engine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrivals = [make_arrival(number) for number in range(1, 6)]
+
+    def refuse(session: Session, of_group: Any, *arguments: Any) -> Any:
+        if arrivals[2] in of_group:
+            raise ZeroDivisionError
+        return queries.record_instances(session, of_group, *arguments)
+
+    monkeypatch.setattr(filing, "record_instances", refuse)
+    recorded, _ = record_behind(line, engine, arrivals)
+    assert [one.exception() is None for one in recorded] == [True, True, False, True, True]
+    assert isinstance(recorded[2].exception(), ZeroDivisionError)
+    assert count(sessions, InstanceRow) == 5
+    monkeypatch.undo()
+    assert line.record(arrivals[2]).kind == "new"
+
+
+@pytest.mark.parametrize(("sqlstate", "tries", "failed"), [(None, 1, 4), ("40P01", 5, 0)])
+def test_a_database_that_is_away_is_asked_once_and_a_deadlock_undone(
+    line: Filing, engine: Engine, monkeypatch: pytest.MonkeyPatch, sqlstate: str | None, tries: int, failed: int
+) -> None:
+    asked: list[int] = []
+    make_rows = line._record
+
+    def fail(arrivals: Any) -> Any:
+        asked.append(len(arrivals))
+        if len(arrivals) > 1:
+            cause = Exception("away")
+            cause.sqlstate = sqlstate  # type: ignore[attr-defined]
+            raise OperationalError("INSERT", {}, cause)
+        return make_rows(arrivals)
+
+    monkeypatch.setattr(line, "_record", fail)
+    recorded, _ = record_behind(line, engine, [make_arrival(number) for number in range(1, 5)])
+    assert len(asked) == tries + 1
+    assert [one.exception() is not None for one in recorded].count(True) == failed
+
+
+def test_two_receivers_file_the_same_studies_at_once(sessions: Sessions) -> None:
+    lines = [Filing(sessions, timedelta(seconds=5)) for _ in range(2)]
+    arrivals = [make_arrival(number % 10, number) for number in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        recorded = list(pool.map(lambda pair: lines[pair[0] % 2].record(pair[1]), enumerate(arrivals)))
+    assert {one.kind for one in recorded} == {"new"}
+    assert count(sessions, InstanceRow) == 200
