@@ -24,8 +24,7 @@ from dicom_node.audit import AuditEvent, AuditSource, render_audit
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
-from dicom_node.queries import DATABASE_ERRORS, AuditEntry, explain
-from dicom_node.queries.audit import claim_audit, release_audit
+from dicom_node.queries import DATABASE_ERRORS, AuditEntry, claim_audit, explain, release_audit
 from dicom_node.syslog import SyslogConnection, frame
 from dicom_node.tls import client_context
 from workers.resources import Resources

@@ -47,7 +47,8 @@ class Collector:
         self.port = self.server.getsockname()[1]
         self._context, self._closed = context, False
         self._connections: list[socket.socket] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
@@ -83,6 +84,7 @@ class Collector:
         self._closed = True
         self.server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self.server.close()
+        self._thread.join(10)  # it may be at a hand-shake, with a connection that is not in the list yet
         for connection in self._connections:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
