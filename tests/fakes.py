@@ -27,6 +27,7 @@ from grounding.types import (
     ScoredBox,
     Site,
 )
+from tests.senders import Sender
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 GSPS_STORAGE = "1.2.840.10008.5.1.4.1.1.11.1"
@@ -218,7 +219,7 @@ class FakePacs:
 
     def report(self, event_type: int, report: Dataset, ae_title: str | None = None) -> int | None:
         """Send a report of storage commitment on a new association; return the status of the answer."""
-        ae = AE(ae_title=ae_title or self.ae_title)
+        ae = Sender(ae_title=ae_title or self.ae_title)
         ae.add_requested_context(PUSH_MODEL)
         roles = [build_role(PUSH_MODEL, scu_role=False, scp_role=True)]
         association = ae.associate("127.0.0.1", self.report_port, ae_title=self.report_title, ext_neg=roles)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydicom.dataset import Dataset
 from pydicom.uid import MPEG2MPML, JPEGExtended12Bit
-from pynetdicom import AE, _config
+from pynetdicom import _config
 
 from tests.acceptance.peers import Node, free_port, wait_until
 from tests.builders import (
@@ -28,6 +28,7 @@ from tests.builders import (
     write,
 )
 from tests.fakes import FakePacs
+from tests.senders import Sender
 
 pytestmark = [pytest.mark.timeout(240)]
 
@@ -70,7 +71,7 @@ def store(
     node: Node, path: Path, sop_class_uid: str = DX_PRESENTATION_STORAGE, syntax: str | None = None
 ) -> int | None:
     """Send a file by C-STORE and return the status; None if the node did not accept the presentation context."""
-    ae = AE("PACS")
+    ae = Sender("PACS")
     ae.add_requested_context(sop_class_uid, syntax or pydicom.uid.ExplicitVRLittleEndian)
     assoc = ae.associate("127.0.0.1", node.port, ae_title="KNOWMVG")
     try:

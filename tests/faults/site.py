@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE
 from sqlalchemy import select
 
 from dicom_node import queries
@@ -22,6 +21,7 @@ from dicom_node.tables import DispatchRow, InstanceRow
 from tests.acceptance.peers import Node, wait_until
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import GSPS_STORAGE, FakePacs
+from tests.senders import Sender
 
 OUT = "KNOWMVG_FAULTS_OUT"
 """Environment: the file that rows of the table are appended to."""
@@ -63,7 +63,7 @@ def make_study(name: str, images: int = 1) -> list[Dataset]:
 
 def associate(port: int, datasets: Iterable[Dataset], ae_title: str = "PACS") -> Any:
     """Open an association for these datasets."""
-    ae = AE(ae_title=ae_title)
+    ae = Sender(ae_title=ae_title)
     ae.connection_timeout, ae.acse_timeout, ae.dimse_timeout, ae.network_timeout = 2, 5, 45, 45
     for pair in {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in datasets}:
         ae.add_requested_context(*pair)

@@ -66,12 +66,22 @@ class Killer:
             else:
                 # a quarter of the workers get SIGQUIT: Celery drops what it is at, already acknowledged
                 number = signal.SIGQUIT if role in ("gpu", "io") and len(self.killed) % 4 == 0 else signal.SIGKILL
-                os.kill(wait_until(lambda: self.find().get(role), f"a process {role}"), number)
+                wait_until(lambda: self.signal(role, number), f"a process {role}")
             self.killed.append(role)
             if role == "up":
                 assert self.node.process is not None
                 self.node.process.child.wait()
                 self.node.start()
+
+    def signal(self, role: str, number: signal.Signals) -> bool:
+        """Send the process of this role a signal; False if there is none, or it ended before the signal came."""
+        if (pid := self.find().get(role)) is None:
+            return False
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
 
     def find(self) -> dict[str, int]:
         """Return the processes that run now, by role."""
@@ -123,7 +133,6 @@ def kill_while_studies_arrive(site: Site, killer: Killer, plan: dict[int, str], 
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # pynetdicom as the sender, while nobody listens
 def test_kills_of_a_node_with_its_embedded_broker_and_sqlite(
     node: Node, pacs: FakePacs, full: bool, record_property: Callable[[str, object], None]
 ) -> None:
@@ -144,7 +153,6 @@ def tried(killer: Killer, studies: int, images: int) -> str:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_kills_of_a_node_its_broker_and_its_database(
     tmp_path: Path, pacs: FakePacs, postgres: Postgres, redis_server: Redis, full: bool,
     record_property: Callable[[str, object], None],

@@ -73,7 +73,6 @@ def test_a_broker_that_is_flushed_and_away(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("fault", ["read-only", "away"])
 def test_a_database_that_cannot_be_written(
     tmp_path: Path, pacs: FakePacs, postgres: Postgres, full: bool, fault: str,
@@ -109,7 +108,6 @@ def set_read_only(postgres: Postgres, on: bool) -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 def test_a_database_that_is_locked(
     tmp_path: Path, pacs: FakePacs, full: bool, record_property: Callable[[str, object], None]
 ) -> None:
@@ -160,7 +158,6 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("watched", [True, False], ids=["with a limit", "to the last byte"])
 def test_a_disk_that_is_full(
     tmp_path: Path, pacs: FakePacs, full: bool, watched: bool, record_property: Callable[[str, object], None]

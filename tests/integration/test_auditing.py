@@ -211,7 +211,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditing, "LONGEST_PAUSE_S", 0.2)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_none_is_lost_while_the_collector_comes_and_goes(tmp_path: Path) -> None:
     """What was on its way when it went away may come twice, never not at all."""
     collector = Collector()
@@ -324,7 +323,6 @@ def test_an_event_that_cannot_be_encoded_keeps_no_other_back(
     forwarder.close()
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_what_may_be_lost_is_sent_again_though_the_database_is_away_just_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE
 from pynetdicom.acse import ACSE
 from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.dsutils import encode
@@ -39,6 +38,7 @@ from dicom_node.storage import FileStorage
 from tests.acceptance.peers import wait_until
 from tests.builders import DX_PRESENTATION_STORAGE, make_cxr_dataset
 from tests.integration.test_scp import REFUSED_RESOURCES, SUCCESS, Node, associated, propose, send, sqlite_sessions
+from tests.senders import Sender
 
 __all__ = ["sqlite_sessions"]
 
@@ -254,7 +254,7 @@ def test_an_idle_association_is_aborted(tmp_path: Path, sqlite_sessions: session
 
 def test_a_command_without_end_is_not_kept_in_memory(node: Node) -> None:
     """A fragment of a command set that says it is not the last, again and again."""
-    ae = AE("PACS")
+    ae = Sender("PACS")
     ae.add_requested_context(DX_PRESENTATION_STORAGE, ExplicitVRLittleEndian)
     assoc = ae.associate("127.0.0.1", node.port, ae_title="KNOWMVG")
     transport_socket: Any = assoc.dul.socket

@@ -30,7 +30,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
+from pynetdicom import ALL_TRANSFER_SYNTAXES
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
@@ -59,6 +59,7 @@ from tests.builders import (
     make_report_dataset,
 )
 from tests.fakes import FrozenClock
+from tests.senders import Sender
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -141,7 +142,7 @@ def propose(
     calling: str = "PACS",
     called: str = "KNOWMVG",
 ) -> Association:
-    ae = AE(calling)
+    ae = Sender(calling)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 30
     for uid in (VERIFICATION, *classes):
         ae.add_requested_context(uid, syntax)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pynetdicom import AE
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
@@ -24,6 +23,7 @@ from tests.builders import make_cxr_dataset, write
 from tests.certificates import Authority
 from tests.fakes import VERIFICATION, FakePacs
 from tests.integration.test_scp import Node, sqlite_sessions
+from tests.senders import Sender
 
 __all__ = ["sqlite_sessions"]
 
@@ -73,7 +73,7 @@ def context(authority: Authority, pair: Pair | None, **changes: Any) -> ssl.SSLC
 
 
 def is_let_in(node: Node, made: ssl.SSLContext | None) -> bool:
-    ae = AE(ae_title="PACS")
+    ae = Sender(ae_title="PACS")
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
     ae.add_requested_context(VERIFICATION)
     tls: Any = (made, "localhost") if made else None
@@ -103,7 +103,6 @@ def test_a_sender_with_a_certificate_of_the_authority_is_let_in(
     assert is_let_in(node, context(authority, theirs, minimum_version=ssl.TLSVersion.TLSv1_3))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pynetdicom as the refused sender
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -129,7 +128,7 @@ def test_a_sender_without_the_right_certificate_is_refused_with_the_reason(
     assert any(one in logged(caplog) for one in reasons)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tls_1_1_is_refused(make_node: Callable[..., Node], authority: Authority, theirs: Pair) -> None:
     node = make_node()
     old = context(authority, theirs, minimum_version=ssl.TLSVersion.TLSv1, maximum_version=ssl.TLSVersion.TLSv1_1)
@@ -139,7 +138,6 @@ def test_tls_1_1_is_refused(make_node: Callable[..., Node], authority: Authority
     wait_until(lambda: any(word in str(audited(node)) for word in words), "the audit to say why", 10)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["fingerprint", "name"])
 def test_a_peer_is_known_by_its_certificate(
     make_node: Callable[..., Node], authority: Authority, theirs: Pair, kind: str

@@ -14,7 +14,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from pynetdicom import AE
 from sqlalchemy import select as rows_of
 
 from dicom_node import scp, transport
@@ -28,6 +27,7 @@ from tests.fakes import FrozenClock
 from tests.faults.fuzz.bounds import Violation, WriteWatch
 from tests.faults.fuzz.isolation import ENOUGH, Figures
 from tests.faults.fuzz.pdu_mutations import VERIFICATION, Stream, make_stream
+from tests.senders import Sender
 
 BATCH = 50
 SETTLE_S = 30
@@ -117,7 +117,7 @@ class Target:
 
 def check_echo(port: int) -> None:
     """Raise Violation unless the receiver answers a C-ECHO."""
-    ae = AE("PACS")
+    ae = Sender("PACS")
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
     ae.add_requested_context(VERIFICATION)
     association = ae.associate("127.0.0.1", port, ae_title="KNOWMVG")

@@ -1,0 +1,30 @@
+"""pynetdicom as a sender that closes its sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from functools import partial
+from typing import Any
+
+from pynetdicom import AE
+from pynetdicom.transport import AssociationSocket
+
+
+class Sender(AE):
+    """An application entity that closes a socket also where the peer never answered, or has reset it.
+
+    pynetdicom 3.0 leaves it to the collector of garbage then, which warns of it in whatever test runs at that time.
+    """
+
+    def _create_socket(self, *arguments: Any) -> AssociationSocket:
+        transport = super()._create_socket(*arguments)
+        transport._shutdown_socket = partial(_hang_up, transport)  # type: ignore[method-assign]
+        return transport
+
+
+def _hang_up(transport: AssociationSocket) -> None:
+    if transport.socket is not None:
+        with contextlib.suppress(OSError):
+            transport.socket.shutdown(socket.SHUT_RDWR)
+        transport.socket.close()
