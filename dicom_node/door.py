@@ -88,7 +88,7 @@ def handle_requested(event: Event, door: Door) -> None:
     """Reject an association of somebody who is no peer, or for now, before anything is negotiated."""
     request: Any = event.assoc.requestor.primitive
     event.assoc.requestor.ae_title = request.calling_ae_title
-    admission = admit(door.settings, caller_of(event))
+    admission = admit(door.settings, caller_of(event.assoc))
     if isinstance(admission, Refusal):
         _reject(event, CALLING_TITLE_REJECTED, admission.reason)
     elif closed := door.pressure.closed:
@@ -243,11 +243,12 @@ def visit_of(association: Association) -> Visit:
     return visit
 
 
-def calling_ae_title(event: Event) -> str:
+def calling_ae_title(association: Association) -> str:
     """Return the calling AE title of an association, without padding."""
-    return str(event.assoc.requestor.ae_title).strip()
+    return str(association.requestor.ae_title).strip()
 
 
-def caller_of(event: Event) -> Caller:
+def caller_of(association: Association) -> Caller:
     """Return who asked for an association."""
-    return Caller(calling_ae_title(event), str(event.assoc.requestor.address), visit_of(event.assoc).certificate)
+    address = str(association.requestor.address)
+    return Caller(calling_ae_title(association), address, visit_of(association).certificate)

@@ -1,8 +1,6 @@
 """The receiver: Storage SCP, Storage Commitment (as the SCP of senders, and for the reports of archives), C-ECHO.
 
-Success is answered only when the bytes are synced under their final name and the row is committed. Bytes are kept as
-sent, in any transfer syntax; only their header is read here, never pixels or a report's content. What becomes of a
-study is decided elsewhere, from the rows: nothing here waits for a worker.
+What becomes of a study is decided elsewhere, from the rows: nothing here waits for a worker.
 """
 
 from __future__ import annotations
@@ -14,12 +12,10 @@ from datetime import timedelta
 from typing import Any
 
 import pydicom
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
-from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
@@ -41,20 +37,15 @@ from dicom_node.door import (
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.filing import Filing
 from dicom_node.holding import check_references
-from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
+from dicom_node.notices import make_notice
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
-from dicom_node.queries import DATABASE_ERRORS, Arrival, Recorded, note_commitment_request
-from dicom_node.spool import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
-    Intake,
-    Spool,
-    SpoolingProvider,
-    make_notice,
-)
-from dicom_node.storage import FileStorage, StoredFile, instance_key, sync
+from dicom_node.queries import note_commitment_request
+from dicom_node.reading import Intake
+from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Files
+from dicom_node.storage import FileStorage
+from dicom_node.storing import SUCCESS, UNAVAILABLE, OutOfResourcesError, check_free_space, explain, store
 from dicom_node.tls import server_context
 from dicom_node.transport import GREETING_S, ReceivingHandler, ReceivingServer, SharedPortServer
 
@@ -93,26 +84,6 @@ STORAGE_CLASSES = (
 """What is taken in: radiographs, every SR, and reports as CDA documents. The node's own results come back from archives
 that route everything."""
 
-
-class MismatchError(InvalidInstanceError):
-    """The dataset is another instance than the request says."""
-
-
-class OutOfResourcesError(OSError):
-    """The storage has less free space than the configuration asks for."""
-
-
-UNAVAILABLE = (OSError, *DATABASE_ERRORS)
-"""What a disk or a database raises that is full, locked, read-only, away or damaged, or cannot keep this."""
-
-SUCCESS = 0x0000
-STORE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
-    ((MismatchError,), 0xA900),  # Error: Data Set does not match SOP Class (PS3.4 B.2.3)
-    ((InvalidInstanceError,), 0xC000),  # Error: Cannot understand (PS3.4 B.2.3)
-    (UNAVAILABLE, 0xA700),  # Refused: Out of Resources; the sender keeps it and tries again (PS3.4 B.2.3)
-)
-"""What is answered to a C-STORE for each failure; the first row that fits counts. Anything else is a bug, and
-pynetdicom answers 0xC211."""
 
 NOTICE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((InvalidInstanceError,), 0x0115),  # Invalid argument value (PS3.7 C.5.2)
@@ -180,7 +151,8 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
         request_handler=ReceivingHandler,
     )
     ae._servers.append(server)
-    server.intake = Intake(storage.receive, functools.partial(_check_free_space, door), receiver.max_instance_bytes)
+    files = Files(storage.receive, functools.partial(check_free_space, door), receiver.max_instance_bytes)
+    server.intake = Intake(files, functools.partial(store, door))
     server.refused = functools.partial(note_refusal, door, "", "")
     server.quieten()
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp())
@@ -216,112 +188,9 @@ def _make_handlers(door: Door) -> list[Any]:
     return [
         (evt.EVT_REQUESTED, handle_requested, [door]),
         (evt.EVT_REJECTED, handle_rejected, [door]),
-        (evt.EVT_C_STORE, handle_store, [door]),
         (evt.EVT_N_ACTION, handle_commitment_request, [door]),
         (evt.EVT_N_EVENT_REPORT, handle_commitment_report, [door]),
-        (evt.EVT_ABORTED, handle_closed),
-        (evt.EVT_CONN_CLOSE, handle_closed),
     ]
-
-
-def handle_closed(event: Event) -> None:
-    """Remove what came of an instance whose sender hung up in the middle of it."""
-    if isinstance(event.assoc.dimse, SpoolingProvider):
-        event.assoc.dimse.discard()
-
-
-# ---- C-STORE ---------------------------------------------------------------------------------------------------------
-
-
-def handle_store(event: Event, door: Door) -> Dataset | int:
-    """Answer a C-STORE: file the instance, or say why not with the status of `STORE_STATUS`."""
-    request: Any = event.request
-    failures = tuple(kind for kinds, _ in STORE_STATUS for kind in kinds)
-    try:
-        recorded = _file(event, door)
-    except failures as error:
-        return _refuse(event, door, error)
-    log_event(
-        logger, f"instance {LOGGED[recorded.kind]}", sop_instance_uid=request.AffectedSOPInstanceUID,
-        calling_ae_title=calling_ae_title(event), job_id=recorded.job_id, revision=recorded.revision or None,
-    )  # fmt: skip
-    return SUCCESS
-
-
-LOGGED = {"new": "filed", "repeat": "held already", "conflict": "kept aside", "own": "ignored"}
-"""Kinds of `Recorded`, in words."""
-
-
-def _refuse(event: Event, door: Door, error: Exception) -> Dataset:
-    """Return the response's status and, for the sender's log, its Error Comment (0000,0902), LO."""
-    request: Any = event.request
-    status = next(code for kinds, code in STORE_STATUS if isinstance(error, kinds))
-    reason = _reason(error)
-    log_event(
-        logger, "instance refused", level=logging.WARNING, status=f"0x{status:04X}", reason=reason,
-        sop_instance_uid=request.AffectedSOPInstanceUID, calling_ae_title=calling_ae_title(event),
-    )  # fmt: skip
-    if isinstance(error, UNAVAILABLE) and not isinstance(error, OutOfResourcesError | DataError | IntegrityError):
-        door.pressure.close(f"an instance could not be kept ({reason})")
-    response = Dataset()
-    response.Status = status
-    response.ErrorComment = reason[:64].encode("ascii", "replace").decode().replace("\\", "/")
-    return response
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, InvalidInstanceError | OutOfResourcesError) else type(error).__name__
-
-
-def _file(event: Event, door: Door) -> Recorded:
-    """Keep the instance's bytes, then its row; raises what `STORE_STATUS` lists."""
-    spool: Any = event.request.DataSet  # type: ignore[union-attr]  # a C-STORE
-    if not isinstance(spool, Spool):
-        raise InvalidInstanceError("the request has no dataset")
-    try:
-        path = spool.finish()
-        if path is None:
-            raise InvalidInstanceError("the request has no dataset")
-        instance = read_instance(path)
-        _check_request(event, instance)
-        if instance.is_own_result:
-            return Recorded("own")
-        stored = StoredFile(_key(instance, spool), spool.sha256, spool.size)
-        sync(path)
-        door.storage.file(stored.key, path)
-    finally:
-        spool.discard()
-    return _record(event, door, instance, stored)
-
-
-def _record(event: Event, door: Door, instance: Instance, stored: StoredFile) -> Recorded:
-    caller, key = caller_of(event), visit_of(event.assoc).audit_key
-    recorded = door.filing.record(Arrival(instance, stored, caller.ae_title, door.clock(), caller.address, key))
-    if recorded.kind == "own":
-        door.storage.remove(stored.key)
-    elif recorded.kind == "repeat" and not door.storage.exists(stored.key):
-        raise OutOfResourcesError("its earlier copy was being removed by the retention rule; send it again")
-    return recorded
-
-
-def _key(instance: Instance, spool: Spool) -> str:
-    return instance_key(instance.study_instance_uid, instance.sop_instance_uid, spool.sha256)
-
-
-def _check_free_space(door: Door) -> None:
-    if closed := door.pressure.closed:
-        raise OutOfResourcesError(closed)
-    free, least = door.storage.free_bytes(), door.settings.receiver.min_free_bytes
-    if free < least:
-        raise OutOfResourcesError(f"{free} bytes free, receiver.min_free_bytes is {least}")
-
-
-def _check_request(event: Event, instance: Instance) -> None:
-    request: Any = event.request
-    if request.AffectedSOPClassUID != instance.sop_class_uid:
-        raise MismatchError("its SOP Class UID is not that of the request")
-    if request.AffectedSOPInstanceUID != instance.sop_instance_uid:
-        raise MismatchError("its SOP Instance UID is not that of the request")
 
 
 # ---- storage commitment ----------------------------------------------------------------------------------------------
@@ -335,10 +204,10 @@ def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
     """
     if event.action_type != REQUEST_COMMITMENT:
         return NO_SUCH_ACTION, None
-    admission = admit(door.settings, caller_of(event))
+    admission = admit(door.settings, caller_of(event.assoc))
     if not isinstance(admission, Admission) or admission.role != "sender":
         return NOT_AUTHORIZED, None
-    calling, address = calling_ae_title(event), str(event.assoc.requestor.address)
+    calling, address = calling_ae_title(event.assoc), str(event.assoc.requestor.address)
     failures = tuple(kind for kinds, _ in NOTICE_STATUS for kind in kinds)
     try:
         transaction_uid, references = read_request(event.action_information)
@@ -354,7 +223,7 @@ def handle_commitment_request(event: Event, door: Door) -> tuple[int, None]:
         status = _notice_status(error)
         log_event(
             logger, "commitment request refused", level=logging.WARNING, calling_ae_title=calling,
-            status=f"0x{status:04X}", reason=_reason(error),
+            status=f"0x{status:04X}", reason=explain(error),
         )  # fmt: skip
         return status, None
     log_event(logger, "commitment requested", calling_ae_title=calling, instances=len(references))
@@ -387,7 +256,7 @@ def handle_commitment_report(event: Event, door: Door) -> tuple[int, None]:
     failures = tuple(kind for kinds, _ in NOTICE_STATUS for kind in kinds)
     try:
         ds = event.event_information
-        return take_report(ds, calling_ae_title(event), door.settings, door.sessions, door.clock), None
+        return take_report(ds, calling_ae_title(event.assoc), door.settings, door.sessions, door.clock), None
     except failures as error:
         return _notice_status(error), None
 

@@ -30,8 +30,8 @@ from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMI
 from dicom_node.config import ClientTlsSettings, DestinationSettings
 from dicom_node.delivery import read_status
 from dicom_node.errors import AbsentError, TransientError
+from dicom_node.sockets import receive_exactly
 from dicom_node.tls import client_context
-from dicom_node.transport import receive_exactly
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 VERIFICATION = "1.2.840.10008.1.1"

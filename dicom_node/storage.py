@@ -79,7 +79,17 @@ class FileStorage:
 
         What is there already under `key` is replaced, in one step.
         """
-        path = self._write(source) if isinstance(source, bytes) else source
+        if isinstance(source, Path):
+            return self._put(key, source)
+        with self.receive() as file:
+            path = Path(file.name)
+        try:
+            path.write_bytes(source)
+            return self._put(key, path)
+        finally:
+            path.unlink(missing_ok=True)  # of a disk that is full; what was moved away is there no more
+
+    def _put(self, key: str, path: Path) -> StoredFile:
         sha256, size = sync_and_digest(path)
         self.file(key, path)
         return StoredFile(key, sha256, size)
@@ -127,11 +137,6 @@ class FileStorage:
             except FileNotFoundError:  # put or removed by its owner in the meantime
                 continue
         return removed
-
-    def _write(self, content: bytes) -> Path:
-        with self.receive() as file:
-            file.write(content)
-            return Path(file.name)
 
     def _make_folder(self, folder: Path) -> None:
         """Make `folder` and those above it, durably: on return its entry is synced, whichever thread made it."""

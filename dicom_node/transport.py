@@ -1,4 +1,4 @@
-"""The receiver's connections: PDUs are read in large pieces, and datasets go to disk as their fragments come.
+"""The receiver's connections: who is accepted, and what reads what they send.
 
 pynetdicom reads 4 KiB at a time, believes any length that a peer claims before it knows who the peer is, keeps a whole
 dataset in memory, waits for a TLS hand-shake before it accepts anybody else, and lets every connection have its two
@@ -35,13 +35,11 @@ from pynetdicom.fsm import AA_4
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from dicom_node.logs import log_event
-from dicom_node.spool import Intake, SpoolingProvider
+from dicom_node.notices import NoticingProvider
+from dicom_node.reading import ESTABLISHED, Intake, PduReader
 from dicom_node.tls import explain, fingerprint, names_in
 
 logger = logging.getLogger(__name__)
-
-MAX_PDU_BYTES = 1024**2
-"""Longest PDU that is read: association requests are kilobytes, P-DATA at most receiver.max_pdu (PS3.8 9.3)."""
 
 GREETING_S = 10
 """Time for a TLS hand-shake, and then for an association request (the ARTIM timer of PS3.8 9.1.5)."""
@@ -58,6 +56,9 @@ STRANGERS_OF_ADDRESS = 64
 BACKLOG = 128
 
 UNTAKEN_REPORTS = 16
+
+DATA_SENT, DATA_CAME = "Evt9", "Evt10"
+"""Events of the state machine (PS3.8 9.2) that end nothing."""
 
 LOOK_S = 0.05
 """Between two looks whether a peer that is waited for is still there."""
@@ -206,19 +207,30 @@ class ReceivingHandler(RequestHandler):
 
     def _create_association(self) -> Association:
         association = super()._create_association()
-        accepted = association.dul.socket
+        association.dimse = NoticingProvider(association)
+        reader = PduReader(association, self.request, self.server.intake)
+        accepted, provider = association.dul.socket, association.dul
         if isinstance(accepted, AssociationSocket):
-            accepted.recv = functools.partial(_receive, association, self.request)  # type: ignore[method-assign]
+            accepted.recv = functools.partial(_receive, association, reader)  # type: ignore[method-assign]
             accepted._shutdown_socket = functools.partial(_hang_up, self.request)  # type: ignore[method-assign]
-        association.dimse = SpoolingProvider(association, self.server.intake)
-        association.dul.receive_pdu = functools.partial(  # type: ignore[method-assign]
-            _receive_pdu, association.dul, association.dul.receive_pdu
-        )
-        machine = association.dul.state_machine
-        machine.do_action = functools.partial(_act, association, machine.do_action)  # type: ignore[method-assign]
+        provider.receive_pdu = functools.partial(_receive_pdu, provider, provider.receive_pdu)  # type: ignore[method-assign]
+        provider._is_transport_event = functools.partial(_look, association, reader)  # type: ignore[method-assign]
+        provider.idle_timer_expired = reader.is_idle_too_long  # type: ignore[method-assign]
+        provider._run_loop_delay = 0  # the reader waits where there is nothing to do
+        machine = provider.state_machine
+        machine.do_action = functools.partial(_act, association, reader, machine.do_action)  # type: ignore[method-assign]
         association.run = functools.partial(_run, association, association.run)  # type: ignore[method-assign]
         self.server.note_visit(association, Visit(self._certificate))
         return association
+
+
+def _receive(association: Association, reader: PduReader, count: int) -> bytearray:
+    return reader.receive(_patience(association), count)
+
+
+def _patience(association: Association) -> float:
+    """Return the time for the next PDU, in seconds."""
+    return PDU_S if association.is_established else GREETING_S
 
 
 def _receive_pdu(
@@ -236,14 +248,32 @@ def _receive_pdu(
     return receive(wait=False)
 
 
-def _act(association: Association, do_action: Callable[[str], None], event: str) -> None:
+def _look(association: Association, reader: PduReader) -> bool:
+    try:
+        return reader.look(_patience(association))
+    except Exception as error:  # noqa: BLE001 - pynetdicom raises many kinds on damaged messages
+        _break_off(association, reader, error)
+        return True
+
+
+def _act(association: Association, reader: PduReader, do_action: Callable[[str], None], event: str) -> None:
     """Let the state machine act. What foreign bytes make it raise ends the association, which hangs up; no more."""
+    provider: Any = association.dimse
     try:
         do_action(event)
-    except Exception as error:  # noqa: BLE001 - pynetdicom raises many kinds on damaged messages, and ends its thread
-        _tell_broken_off(error)
-        association.dul.artim_timer.stop()
-        association.dul.state_machine.transition(AA_4(association.dul))  # as if the peer had hung up
+    except Exception as error:  # noqa: BLE001 - as above; it would end its thread
+        _break_off(association, reader, error)
+    if association.dul.state_machine.current_state != ESTABLISHED:
+        reader.discard()
+    if event not in (DATA_SENT, DATA_CAME):
+        provider.wake()
+
+
+def _break_off(association: Association, reader: PduReader, error: Exception) -> None:
+    _tell_broken_off(error)
+    reader.discard()
+    association.dul.artim_timer.stop()
+    association.dul.state_machine.transition(AA_4(association.dul))  # as if the peer had hung up
 
 
 def _run(association: Association, run: Callable[[], None]) -> None:
@@ -266,28 +296,3 @@ def _hang_up(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
-
-
-def _receive(association: Association, connection: socket.socket, count: int) -> bytearray:
-    return receive_exactly(connection, PDU_S if association.is_established else GREETING_S, count)
-
-
-def receive_exactly(connection: socket.socket, within_s: float, count: int) -> bytearray:
-    """Return the next `count` bytes, fewer if the peer hangs up.
-
-    Hangs up and raises OSError over the cap, and where they do not come within the time.
-    """
-    if count > MAX_PDU_BYTES:
-        connection.shutdown(socket.SHUT_RDWR)
-        raise OSError(f"the peer announces a PDU of {count} bytes; at most {MAX_PDU_BYTES} are read")
-    buffer, received, deadline = bytearray(count), 0, time.monotonic() + within_s
-    with memoryview(buffer) as view:
-        while received < count:
-            connection.settimeout(max(0.001, deadline - time.monotonic()))
-            read = connection.recv_into(view[received:])
-            if read == 0:
-                break
-            received += read
-    connection.settimeout(within_s)  # for what is sent
-    del buffer[received:]
-    return buffer

@@ -18,7 +18,7 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from sqlalchemy.orm import Session, sessionmaker
 
-from dicom_node import queries, spool, transport
+from dicom_node import notices, queries, transport
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, make_request, read_report
 from dicom_node.config import Settings
 from dicom_node.tables import CommitmentRequestRow
@@ -330,7 +330,7 @@ def test_a_sender_that_takes_no_report_may_go_on(
 ) -> None:
     """One that leaves no pause for it, and one that does not answer."""
     caplog.set_level(logging.INFO, "dicom_node")
-    monkeypatch.setattr(spool, "QUIET_WITHIN_S" if sends_on else "ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(notices, "QUIET_WITHIN_S" if sends_on else "ANSWER_WITHIN_S", 0.5)
     answers = threading.Event()
     sender.taking = lambda: answers.wait(20)
     with sender.associated(node.port) as assoc:

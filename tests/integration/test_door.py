@@ -28,7 +28,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import door as door_module
-from dicom_node import queries, scp, spool, transport
+from dicom_node import notices, queries, scp, transport
 from dicom_node.audit import AuditEvent
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, make_request
 from dicom_node.config import Settings
@@ -288,7 +288,7 @@ def test_requests_that_do_not_wait_for_answers_are_few(node: Node, monkeypatch: 
     monkeypatch.setattr("dicom_node.scp.check_references", lambda *_: served.wait(20) and ((), {}))
     assoc: Any = propose(node, [PUSH_MODEL], ImplicitVRLittleEndian)
     connection = assoc.dul.socket.socket
-    ask_without_waiting(assoc, spool.MAX_UNANSWERED + 1)
+    ask_without_waiting(assoc, notices.MAX_UNANSWERED + 1)
     assoc._reactor_checkpoint.set()
     try:
         wait_until(lambda: not assoc.is_established, "the association to be ended", 10)
@@ -299,9 +299,9 @@ def test_requests_that_do_not_wait_for_answers_are_few(node: Node, monkeypatch: 
 
 def test_some_requests_that_do_not_wait_for_answers_are_answered(node: Node) -> None:
     assoc: Any = propose(node, [PUSH_MODEL], ImplicitVRLittleEndian)
-    ask_without_waiting(assoc, spool.MAX_UNANSWERED)
-    answers = [assoc.dimse.get_msg(block=True)[1] for _ in range(spool.MAX_UNANSWERED)]
-    assert [one.Status for one in answers] == [SUCCESS] * spool.MAX_UNANSWERED
+    ask_without_waiting(assoc, notices.MAX_UNANSWERED)
+    answers = [assoc.dimse.get_msg(block=True)[1] for _ in range(notices.MAX_UNANSWERED)]
+    assert [one.Status for one in answers] == [SUCCESS] * notices.MAX_UNANSWERED
     assoc._reactor_checkpoint.set()
     assoc.release()
 

@@ -45,10 +45,10 @@ from dicom_node.header import MANUFACTURER
 from dicom_node.instance import read_instance
 from dicom_node.queries import Recorded, StoredResult, make_engine, make_sessions, upgrade_schema
 from dicom_node.scp import STORAGE_CLASSES, Receiver, start_receiver
+from dicom_node.sockets import MAX_PDU_BYTES
 from dicom_node.spool import IMPLEMENTATION_CLASS_UID
 from dicom_node.storage import FileStorage
 from dicom_node.tables import ConflictRow, InstanceRow
-from dicom_node.transport import MAX_PDU_BYTES
 from tests.builders import (
     COMPREHENSIVE_3D_SR,
     CR_STORAGE,

@@ -15,7 +15,8 @@ from sqlalchemy import Table
 
 from dicom_node.config import DestinationSettings, PeerSettings, Section, Settings
 from dicom_node.delivery import DELIVERY
-from dicom_node.scp import STORAGE_CLASSES, STORE_STATUS
+from dicom_node.scp import STORAGE_CLASSES
+from dicom_node.storing import STORE_STATUS
 from dicom_node.tables import Base
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -122,6 +123,19 @@ def test_an_unwritable_storage_raises_oserror(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         FileStorage(tmp_path / "file" / "dicom").put("a", b"content")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_what_cannot_be_put_leaves_nothing(storage: FileStorage, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage.put("aa/1.2/x.dcm", b"before")
+    monkeypatch.setattr(os if call == "fsync" else Path, call, fail)
+    with pytest.raises(OSError, match="No space"):
+        storage.put("aa/1.2/x.dcm", b"content")
+    assert list(storage.incoming.iterdir()) == []
+    assert storage.path("aa/1.2/x.dcm").read_bytes() == b"before"
 
 
 def test_keys_differ_by_content_and_fit_their_column() -> None:
