@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dicom_node.clock import derive_uid
 from dicom_node.errors import InvalidInstanceError
@@ -33,7 +33,7 @@ class Files:
 
 
 class Spool:
-    """A dataset as it comes, in a file behind its File Meta Information; removed with this object unless taken.
+    """A dataset as it comes, in a file behind its File Meta Information; removed with this object unless released.
 
     A write that fails is remembered in `error`, and the rest is dropped: the sender is only told by the answer.
     """
@@ -47,6 +47,7 @@ class Spool:
         self._uids = (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
+        self._remove: weakref.finalize[..., Any] | None = None
         self._unchecked = 0
 
     @property
@@ -76,8 +77,14 @@ class Spool:
             raise self.error
         return self.path
 
+    def release(self) -> None:
+        """Forget the file, which has been moved away."""
+        self.path = None
+        if self._remove is not None:
+            self._remove.detach()
+
     def discard(self) -> None:
-        """Remove the file, unless it has been moved away."""
+        """Remove the file, unless it was released."""
         if self._file is not None:
             self._file.close()
         if self.path is not None:
@@ -88,7 +95,7 @@ class Spool:
             self._files.check_space()
             self._file = self._files.receive()
             self.path = Path(self._file.name)
-            weakref.finalize(self, self.path.unlink, missing_ok=True)
+            self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
             self.size = self._file.write(encode_head(*self._uids))
         if self.size + len(fragment) > self._files.max_bytes:
             raise InvalidInstanceError(f"it has more than {self._files.max_bytes} bytes (receiver.max_instance_bytes)")

@@ -7,10 +7,11 @@ two places that name files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,6 @@ INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
 HEAD_BYTES = 144
 """Preamble, prefix, and the element that gives the length of the rest of the File Meta Information (PS3.10 7.1)."""
-
-FOLDERS_KNOWN = 10_000
-"""Folders that one process remembers to have synced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +34,16 @@ class StoredFile:
 
 def instance_key(study_instance_uid: str, sop_instance_uid: str, sha256: str) -> str:
     """Return the key of a received instance. Other bytes under the same UID get another key; nothing is overwritten."""
-    return f"{_folder(study_instance_uid)}/{_name(sop_instance_uid)}.{sha256[:16]}.dcm"
+    return f"{_beginning(study_instance_uid)}-{_name(sop_instance_uid)}.{sha256[:16]}.dcm"
 
 
 def result_key(study_instance_uid: str, revision: int, sop_instance_uid: str) -> str:
     """Return the key of a result of a study's revision."""
-    return f"{_folder(study_instance_uid)}/results-{revision}/{_name(sop_instance_uid)}.dcm"
+    return f"{_beginning(study_instance_uid)}-result-{revision}-{_name(sop_instance_uid)}.dcm"
 
 
-def _folder(study_instance_uid: str) -> str:
+def _beginning(study_instance_uid: str) -> str:
+    """Return what the keys of a study begin with. Few folders for all studies: a new one costs two syncs more."""
     name = _name(study_instance_uid)
     return f"{name[:2]}/{name}"
 
@@ -67,12 +66,8 @@ class FileStorage:
     def receive(self) -> BinaryIO:
         """Return a new file in `incoming`, open for writing and reading; the caller puts or removes it (`name`)."""
         self._make_folder(self.incoming)
-        prefix = f"{_host()}-{os.getpid()}-"
-        descriptor, path = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=self.incoming)
-        try:
-            return Path(path).open("w+b")
-        finally:
-            os.close(descriptor)
+        name = f"{_host()}-{os.getpid()}-{secrets.token_hex(8)}.part"
+        return open(self.incoming / name, "x+b", opener=_open_private)
 
     def put(self, key: str, source: Path | bytes) -> StoredFile:
         """File `source` under `key`, durably: bytes are written, a path (in `incoming`) is moved. Raises OSError.
@@ -140,6 +135,8 @@ class FileStorage:
 
     def _make_folder(self, folder: Path) -> None:
         """Make `folder` and those above it, durably: on return its entry is synced, whichever thread made it."""
+        if folder in self._folders and folder.is_dir():
+            return
         with self._folders_lock:
             if folder in self._folders and folder.is_dir():
                 return
@@ -147,11 +144,14 @@ class FileStorage:
             for part in reversed(missing):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync_folder(part.parent)
-            if len(self._folders) > FOLDERS_KNOWN:
-                self._folders.clear()
             self._folders.add(folder)
 
 
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+@functools.cache
 def _host() -> str:
     return _name(os.uname().nodename)[:12]
 

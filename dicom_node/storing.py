@@ -93,6 +93,7 @@ def _file(door: Door, association: Association, command: Command, spool: Spool) 
         key = instance_key(instance.study_instance_uid, instance.sop_instance_uid, spool.sha256)
         stored = StoredFile(key, spool.sha256, spool.size)
         door.storage.file(stored.key, path)
+        spool.release()
     finally:
         spool.discard()
     return _record(door, association, instance, stored)

@@ -195,7 +195,7 @@ def stray_files(settings: Settings) -> list[str]:
     """Return files of the storage whose bytes are not those that their name says."""
     strays = []
     for path in settings.storage.root.rglob("*.dcm"):
-        if path.parent.name.startswith("results-"):
+        if "-result-" in path.name:
             continue
         sha256, _ = dataset_digest(path)
         if path.name.split(".")[1] != sha256[:16]:

@@ -580,7 +580,7 @@ def test_what_an_archive_took_is_kept_though_the_next_part_cannot_be_read(tmp_pa
     def lose_the_rest(_: Event) -> None:
         """Once the first part is there, the files are gone."""
         if not taken:
-            taken.extend(rig.storage.root.rglob("results-*/*.dcm"))
+            taken.extend(rig.storage.root.rglob("*-result-*.dcm"))
             for path in taken:
                 path.rename(path.with_suffix(".away"))
 

@@ -38,7 +38,7 @@ def deliver(rig: Rig) -> int:
 
 
 def files(rig: Rig) -> int:
-    return len([path for path in rig.storage.root.rglob("*.dcm") if "results-" not in str(path)])
+    return len([path for path in rig.storage.root.rglob("*.dcm") if "-result-" not in path.name])
 
 
 def retain(rig: Rig, **later: float) -> int:

@@ -692,7 +692,7 @@ def test_writing_again_gives_the_same_bytes(rig: Rig) -> None:
     written = []
     for _ in range(2):
         write_results(job, rig.resources)
-        written.append({path.name: path.read_bytes() for path in rig.storage.root.rglob("results-1/*.dcm")})
+        written.append({path.name: path.read_bytes() for path in rig.storage.root.rglob("*-result-1-*.dcm")})
         rig.clock.move(hours=1)
     assert written[0] == written[1] != {}
 
