@@ -1,125 +1,142 @@
-"""How fast the receiver takes instances, next to DCMTK's storescp on the same disk; storescu sends both times.
+"""How fast the receiver takes instances in, beside other makers' receivers on the same machine, in the same run.
 
-    python -m bench.receiver [--large 40] [--small 300]
+    python -m bench.receiver [--rounds 5] [--sizes "100 KB" "0.5 MB" "8 MB"] [--curve 1 2 4 8 16 32] [--page FILE]
 
-The receiver syncs every instance and commits its row before it answers; storescp does neither. Large: 8 MB images,
-small: 100 KB ones; each sent on one association, and on four at once.
+All run in a network namespace that has nothing but loopback, one after the other, and `bench.load` sends to each. The
+node syncs every instance and its folder, and commits its row, before it answers; Orthanc syncs its file; storescp and
+plain pynetdicom sync nothing. `--page` writes the same as Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import shutil
-import socket
+import platform
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import yaml
+from bench.receivers import ENVIRONMENT, RECEIVERS, Network
 
-from tests.builders import make_cxr_dataset, write
+SIZES = {"100 KB": (100_000, 800), "0.5 MB": (500_000, 400), "8 MB": (8_000_000, 48)}
+"""Bytes of an instance, and how many of them a round sends."""
 
-ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
-SIDES = {"8 MB": 2000, "100 KB": 220}
-
-
-def write_instances(folder: Path, count: int, side: int, senders: int) -> list[Path]:
-    """Write `count` instances of `side` x `side` pixels into one folder per sender, and return the folders."""
-    pixels = np.random.default_rng(7).integers(0, 4096, (side, side), np.uint16)
-    folders = [folder / f"{side}-{senders}-{sender}" for sender in range(senders)]
-    for one in folders:
-        one.mkdir(parents=True)
-    for number in range(count):
-        ds = make_cxr_dataset(study=f"{side} {senders} {number}", pixels=pixels)
-        write(ds, folders[number % senders] / f"{number}.dcm")
-    return folders
+WARM_UP = 40
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass(frozen=True)
+class Measured:
+    """What one load came to."""
+
+    per_second: float
+    milliseconds: Sequence[float]
+
+    def quantile(self, share: float) -> float:
+        """Return the milliseconds that this share of the answers took at most."""
+        ordered = sorted(self.milliseconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-@contextmanager
-def listening(command: list[str], port: int) -> Iterator[None]:
-    """Run an SCP until the end of the block, from when it answers C-ECHO."""
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        echo = ["echoscu", "-aet", "PACS", "-aec", "KNOWMVG", "127.0.0.1", str(port)]
-        for _ in range(300):
-            if subprocess.run(echo, stderr=subprocess.DEVNULL, check=False).returncode == 0:
-                break
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait(20)
+def measure(name: str, size: str, associations: int, count: int, network: Network) -> Measured:
+    """Start a receiver, warm it up, and send to it."""
+    with tempfile.TemporaryDirectory() as folder, RECEIVERS[name](Path(folder), network) as (port, ae_title):
+        load = [*network.enter, sys.executable, "-m", "bench.load", str(port), ae_title, "--bytes", str(SIZES[size][0])]
+        run(
+            [
+                *load,
+                "--count",
+                str(max(associations, WARM_UP)),
+                "--associations",
+                str(associations),
+                "--first",
+                "900000",
+            ]
+        )
+        done = json.loads(run([*load, "--count", str(count), "--associations", str(associations)]))
+    return Measured(count / done["seconds"], done["milliseconds"])
 
 
-def send(folders: list[Path], port: int) -> float:
-    """Send the content of each folder on an association of its own, all at once; return the seconds it took."""
-    command = ["storescu", "-aet", "PACS", "-aec", "KNOWMVG", "-R", "+sd", "127.0.0.1", str(port)]
-    began = time.perf_counter()
-    senders = [subprocess.Popen([*command, str(folder)], env=ENVIRONMENT) for folder in folders]
-    if any(sender.wait() for sender in senders):
-        raise SystemExit("storescu failed")
-    return time.perf_counter() - began
+def run(command: Sequence[str]) -> str:
+    """Return what a command prints."""
+    return subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True, timeout=600).stdout
 
 
-@contextmanager
-def storescp(folder: Path) -> Iterator[int]:
-    """DCMTK's SCP, one process for each association."""
-    port = free_port()
-    with listening(["storescp", "--fork", "-od", str(folder), "-aet", "KNOWMVG", str(port)], port):
-        yield port
+def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Network, share: float) -> list[str]:
+    """Return a table: medians over rounds in which each receiver had its turn, and ratios to each peer's."""
+    lines = [row("4 associations", *names), row("---", *["---"] * len(names))]
+    for size in sizes:
+        count = max(8, int(SIZES[size][1] * share))
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                rates[name].append(measure(name, size, 4, count, network).per_second)
+        medians = {name: statistics.median(values) for name, values in rates.items()}
+        spreads = [f"{medians[name]:.0f} ({min(rates[name]):.0f}–{max(rates[name]):.0f})" for name in names]
+        lines.append(row(f"{size}, instances/s: median (least–most)", *spreads))
+        ratios = [
+            statistics.median(own / other for own, other in zip(rates[names[0]], rates[name], strict=True))
+            for name in names
+        ]
+        lines.append(row(f"{size}, {names[0]} is … times as fast", *[f"{ratio:.2f}" for ratio in ratios]))
+        print("\n".join(lines[-2:]), flush=True)
+    return lines
 
 
-@contextmanager
-def receiver(folder: Path) -> Iterator[int]:
-    """The node's receiver on SQLite."""
-    port = free_port()
-    config = folder / "config.yaml"
-    peers = [{"ae_title": "PACS", "address": "127.0.0.1"}]
-    config.write_text(yaml.safe_dump({"node": {"data_dir": str(folder)}, "receiver": {"port": port, "peers": peers}}))
-    knowmvg = [sys.executable, "-m", "dicom_node.cli"]
-    subprocess.run([*knowmvg, "db", "upgrade", "--config", str(config)], check=True, stderr=subprocess.DEVNULL)
-    with listening([*knowmvg, "receiver", "--config", str(config)], port):
-        yield port
+def draw_curve(
+    size: str, names: Sequence[str], concurrency: Sequence[int], network: Network, share: float
+) -> list[str]:
+    """Return a table: what each receiver does with so many associations at once."""
+    lines = [
+        row(f"{size}, associations", "receiver", "instances/s", "p50 ms", "p95 ms", "max ms"), row(*["---"] * 6)
+    ]  # fmt: skip
+    for associations in concurrency:
+        for name in names:
+            count = max(associations, int(SIZES[size][1] * share))
+            one = measure(name, size, associations, count, network)
+            quantiles = [f"{one.quantile(part):.1f}" for part in (0.5, 0.95, 1.0)]
+            lines.append(row(str(associations), name, f"{one.per_second:.0f}", *quantiles))
+            print(lines[-1], flush=True)
+    return lines
+
+
+def row(*cells: str) -> str:
+    """Return a line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def describe_machine() -> str:
+    """Return what it ran on, in a line."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, senders on the same cores."
 
 
 def main() -> None:
-    """Measure both, and print one line per size and number of associations."""
+    """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", type=int, default=40)
-    parser.add_argument("--small", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--receivers", nargs="*", choices=RECEIVERS, default=list(RECEIVERS))
+    parser.add_argument("--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--share", type=float, default=1.0, help="of the instances that a full round sends")
+    parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
-    if shutil.which("storescp") is None:
-        raise SystemExit("storescp is not installed: make peers")
-    counts = {"8 MB": arguments.large, "100 KB": arguments.small}
-    print("instances                 receiver       storescp     receiver/storescp")
-    for size, side in SIDES.items():
-        for senders in (1, 4):
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                folders = write_instances(folder, counts[size], side, senders)
-                rates = []
-                for scp in (receiver, storescp):
-                    (home := folder / scp.__name__).mkdir()
-                    with scp(home) as port:
-                        rates.append(counts[size] / send(folders, port))
-            print(
-                f"{counts[size]:4} x {size:6} x {senders} assoc {rates[0]:8.1f} /s   {rates[1]:8.1f} /s"
-                f"   {rates[0] / rates[1]:8.2f}",
-                flush=True,
-            )
+    network = Network()
+    try:
+        parts = [compare(arguments.sizes, arguments.receivers, arguments.rounds, network, arguments.share)]
+        if arguments.curve:
+            names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp")]
+            parts.append(draw_curve("100 KB", names, arguments.curve, network, arguments.share))
+    finally:
+        network.close()
+    if arguments.page:
+        text = "\n\n".join(["\n".join(part) for part in parts])
+        arguments.page.write_text(f"# Receiving\n\n{describe_machine()}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
