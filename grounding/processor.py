@@ -23,6 +23,8 @@ from grounding.types import Image, ScoredBox, Span
 LARGEST = 1 << 25
 """Pixels of an image that is resampled at once; a larger one is averaged in whole blocks first."""
 
+DECIMALS = 4
+
 STRIP = 1 << 23
 """Pixels that are read at once from a very large image."""
 
@@ -97,9 +99,9 @@ class Processor:
         for slot in sorted(range(len(presence)), key=lambda i: -presence[i]):
             if presence[slot] < decision.presence and (kept or not decision.assume_shown):
                 break
-            box = frame.to_image(boxes.refined[index, slot].tolist())
+            box = frame.to_image(map(said, boxes.refined[index, slot].tolist()))
             if box.area > 0 and all(iou(box, other.box) < decision.duplicate_iou for other in kept):
-                kept.append(ScoredBox(box, scores[slot]))
+                kept.append(ScoredBox(box, said(scores[slot])))
         return tuple(sorted(kept, key=lambda scored: -scored.score))
 
     def _scores(self, boxes: DecodedBoxes, index: int, presence: list[float]) -> list[float]:
@@ -114,6 +116,12 @@ class Processor:
         """The same, with other settings of `decision`."""
         decision = self.config.decision.model_copy(update=changes)
         return Processor(self.config.model_copy(update={"decision": decision}), self.tokens, self.bank)
+
+
+def said(value: float) -> float:
+    """A share of the canvas, or a probability, as it is told: in steps far finer than the model is sure of, and far
+    coarser than the rounding by which a computation in a batch differs from one alone."""
+    return round(value, DECIMALS)
 
 
 def shrink(image: Image, canvas: int) -> Image:

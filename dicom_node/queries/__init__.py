@@ -75,6 +75,7 @@ from dicom_node.queries.engine import (
 from dicom_node.queries.jobs import (
     advance,
     claim,
+    claim_due,
     close_job,
     due_receiving,
     end_job,
@@ -87,6 +88,7 @@ from dicom_node.queries.jobs import (
 )
 from dicom_node.queries.leases import (
     free_leases,
+    give_back_jobs,
     give_back_leases,
     lease_tokens,
 )
@@ -163,6 +165,7 @@ __all__ = [
     "claim",
     "claim_audit",
     "claim_dispatch",
+    "claim_due",
     "claim_request",
     "close_job",
     "count_instances",
@@ -180,6 +183,7 @@ __all__ = [
     "explain",
     "fail_delivery",
     "free_leases",
+    "give_back_jobs",
     "give_back_leases",
     "held_instances",
     "hold_destination",

@@ -111,6 +111,32 @@ def claim(session: Session, job_id: int, state: State, token: str, now: datetime
     return None if row is None else _facts(row)
 
 
+def claim_due(
+    session: Session, state: State, limit: int, token: str, now: datetime, lease: timedelta
+) -> tuple[JobFacts, ...]:
+    """Take up to `limit` jobs in `state` that wait for a worker, those that wait longest first.
+
+    A job that was not tried yet waits even if it was rung for just now; one that is to be tried again waits from its
+    time on. Jobs whose worker died are left to their own rings: they are worked on alone.
+    """
+    current = select(StudyRow.revision).where(StudyRow.study_instance_uid == JobRow.study_instance_uid)
+    waiting = (
+        select(JobRow.job_id)
+        .where(JobRow.state == state, JobRow.revision == current.scalar_subquery())
+        .where(JobRow.lease_token.is_(None), JobRow.deaths == 0, or_(JobRow.attempts == 0, JobRow.due_at <= now))
+        .order_by(JobRow.step_since, JobRow.job_id)
+        .limit(limit)
+        .with_for_update(of=JobRow, skip_locked=True, **KEY_SHARED)
+    )
+    chosen = list(session.scalars(waiting)) if limit > 0 else []
+    if not chosen:
+        return ()
+    statement = (
+        update(JobRow).where(JobRow.job_id.in_(chosen)).values(take(JobRow, token, now, lease)).returning(JobRow)
+    )
+    return tuple(sorted(map(_facts, session.scalars(statement)), key=lambda job: chosen.index(job.job_id)))
+
+
 def end_delivery(
     session: Session, job_id: int, failures: Sequence[str], now: datetime, detail: str = "to every destination"
 ) -> bool:
