@@ -41,7 +41,7 @@ from dicom_node.door import (
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.filing import Filing
 from dicom_node.holding import check_references
-from dicom_node.instance import Instance, read_instance
+from dicom_node.instance import Instance, read_instance, with_c_store_priority
 from dicom_node.logs import log_event
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
@@ -282,7 +282,7 @@ def _file(event: Event, door: Door) -> Recorded:
         path = spool.finish()
         if path is None:
             raise InvalidInstanceError("the request has no dataset")
-        instance = read_instance(path)
+        instance = with_c_store_priority(read_instance(path), event.request)
         _check_request(event, instance)
         if instance.is_own_result:
             return Recorded("own")

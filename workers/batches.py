@@ -1,8 +1,8 @@
 """How a `gpu` worker grounds: studies of several jobs together, and the next ones prepared while these are computed.
 
-A ring names one job; the worker takes others with it that wait as well. Each keeps its own lease and its own row, and
-is committed by itself. A batch that fails is computed again one by one, so that a study fails alone; one that took a
-worker with it is worked on alone from then on, so that it takes no other with it twice.
+A ring names one job; the worker takes others with it that wait as well, STAT before routine. Each keeps its own lease
+and its own row, and is committed by itself. A batch that fails is computed again one by one, so that a study fails
+alone; one that took a worker with it is worked on alone from then on, so that it takes no other with it twice.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from dicom_node import queries, study
 from dicom_node.logs import log_event
+from dicom_node.priority import choose_next
 from dicom_node.study import JobFacts
 from grounding.types import Grounding
 from workers.resources import LEASE, Resources
@@ -66,12 +68,14 @@ class Batches:
         self._resources, self._is_stopping, self._end_after = resources, is_stopping, end_after
         self._threads = ThreadPoolExecutor(PREPARING, "prepare")
         self._pace: float | None = None
+        self._places = 0
 
     def run(self, job_id: int) -> None:
         """Ground a job that was rung for, and others that wait; raises the first bug, when all have ended."""
         job = claim(GROUND, job_id, self._resources)
         if job is None:
             return
+        self._places += 1
         if job.deaths:
             run_claimed(GROUND, job, lambda: ground_study(job, self._resources), self._resources)
             return
@@ -114,15 +118,19 @@ class Batches:
 
     def _take(self, limit: int) -> list[Held]:
         """Claim jobs that wait. A database that is away has none: what is held already goes on."""
-        resources = self._resources
+        resources, now = self._resources, self._resources.clock()
+        longest_wait = timedelta(seconds=resources.settings.priority.longest_wait_s)
         if limit <= 0:
             return []
         try:
             with resources.sessions.begin() as session:
-                jobs = queries.claim_due(session, GROUND.state, limit, resources.token, resources.clock(), LEASE)
+                waiting = queries.waiting_jobs(session, GROUND.state, now, limit)
+                chosen = choose_next(waiting, limit, now, longest_wait, self._places)
+                jobs = queries.claim_waiting(session, chosen, resources.token, now, LEASE)
         except queries.DATABASE_ERRORS as error:
             log_event(logger, "database unavailable", level=logging.WARNING, reason=queries.explain(error))
             return []
+        self._places += len(jobs)
         return [self._hold(job) for job in jobs]
 
     def _hold(self, job: JobFacts) -> Held:

@@ -75,7 +75,7 @@ from dicom_node.queries.engine import (
 from dicom_node.queries.jobs import (
     advance,
     claim,
-    claim_due,
+    claim_waiting,
     close_job,
     due_receiving,
     end_job,
@@ -85,6 +85,7 @@ from dicom_node.queries.jobs import (
     note_opened,
     retry_later,
     rung,
+    waiting_jobs,
 )
 from dicom_node.queries.leases import (
     free_leases,
@@ -165,8 +166,8 @@ __all__ = [
     "claim",
     "claim_audit",
     "claim_dispatch",
-    "claim_due",
     "claim_request",
+    "claim_waiting",
     "close_job",
     "count_instances",
     "count_jobs",
@@ -233,4 +234,5 @@ __all__ = [
     "undispatched_jobs",
     "unsent_audit",
     "upgrade_schema",
+    "waiting_jobs",
 ]

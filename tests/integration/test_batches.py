@@ -402,3 +402,48 @@ def test_a_batch_says_what_each_study_alone_is_told_and_its_results_have_the_sam
         assert batched == [size == 4] * 4
     assert told[0] == told[1]
     assert all(findings and uids for findings, uids in told[0])
+
+
+# ---- priority ------------------------------------------------------------------------------------------------------
+
+
+def test_stat_studies_come_before_routine_ones_that_wait_longer(
+    tmp_path: Path, sessions: sessionmaker[Session], grounder: ChoosyGrounder
+) -> None:
+    rig = make_rig(tmp_path, sessions, grounder, batch_size=2)
+    routine = store(rig, "a", "b", "c")
+    stat = store(rig, "d", "e", RequestedProcedurePriority="STAT")
+    rig.sweep(seconds=QUIET_S)
+    rings = rung(rig)
+    assert (rings[:2], sorted(rings)) == (stat, [*routine, *stat])
+    ended: list[list[str]] = []
+    grounder.meanwhile = lambda: ended.append(states(rig, [*routine, *stat]))
+    rig.run(GROUND.name, routine[0])  # a ring of long ago
+    assert ended[1] == ["GROUNDED", "COMPLETE", "COMPLETE", "GROUNDED", "COMPLETE"]
+    assert ended[2] == ["GROUNDED", "GROUNDED", "COMPLETE", "GROUNDED", "GROUNDED"]
+    assert [rig.job(job)["priority"] for job in (routine[0], stat[0])] == ["ROUTINE", "STAT"]
+
+
+def test_a_routine_study_that_waited_too_long_is_not_passed_over_for_ever(
+    tmp_path: Path, grounder: ChoosyGrounder
+) -> None:
+    rig = make_rig(tmp_path, make_sqlite_sessions(tmp_path), grounder, batch_size=1)
+    (routine,) = store(rig, "routine")
+    rig.sweep(seconds=QUIET_S)
+    rig.clock.move(seconds=rig.settings.priority.longest_wait_s + 1)
+    stat = store(rig, *(str(number) for number in range(6)), RequestedProcedurePriority="STAT")
+    rig.sweep(seconds=QUIET_S)
+    ended: list[list[str]] = []
+    grounder.meanwhile = lambda: ended.append(states(rig, [routine]))
+    rig.run(GROUND.name, stat[0])
+    assert ended.index(["GROUNDED"]) == 4  # the fourth place was its
+
+
+def test_a_rule_for_a_sender_makes_its_studies_stat_and_the_timeline_says_so(tmp_path: Path) -> None:
+    rules = [{"calling_ae_title": "PACS", "priority": "STAT"}]
+    rig = Rig(tmp_path, make_sqlite_sessions(tmp_path), [], priority={"rules": rules})
+    (job_id,) = store(rig, "a")
+    assert rig.job(job_id)["priority"] == "ROUTINE"  # not known before the study is complete
+    rig.sweep(seconds=QUIET_S)
+    job = rig.job(job_id)
+    assert (job["priority"], job["timeline"][-1]["detail"]) == ("STAT", "STAT: rule for PACS")
