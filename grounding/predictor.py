@@ -24,7 +24,7 @@ from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import KnowMVG, SeenImages
 from grounding.network.views import average_views, draw_views
 from grounding.phrases import settle
-from grounding.processor import Processor, said
+from grounding.processor import Processor, said, said_box
 from grounding.reading import ReadPhrase, first_of_each, forced_rows, read_phrases, read_span
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, Span
@@ -351,7 +351,8 @@ class Predictor:
         return self._forced(features, texts, [[Emission(0, len(phrase), False)] for phrase in phrases], rows)
 
     def _finding(self, asked: Asked, read: ReadPhrase, decoded: tuple[DecodedBoxes, int] | None) -> Finding:
-        boxes = () if decoded is None else self._processor.scored_boxes(*decoded, asked.frame)
+        found = () if decoded is None else self._processor.scored_boxes(*decoded, asked.frame)
+        boxes = tuple(box for box in (said_box(scored, asked.frame) for scored in found) if box.box.area > 0)
         reading = self._bank.read_phrase(read.phrase)
         return Finding(
             phrase=read.phrase, source=read.source, image=asked.number, boxes=boxes, localized=bool(boxes),

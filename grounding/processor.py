@@ -18,7 +18,7 @@ from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import TextBatch
 from grounding.network.views import VIEWS, View
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import Image, ScoredBox, Span
+from grounding.types import Box, Image, ScoredBox, Span
 
 LARGEST = 1 << 25
 """Pixels of an image that is resampled at once; a larger one is averaged in whole blocks first."""
@@ -99,9 +99,9 @@ class Processor:
         for slot in sorted(range(len(presence)), key=lambda i: -presence[i]):
             if presence[slot] < decision.presence and (kept or not decision.assume_shown):
                 break
-            box = frame.to_image(map(said, boxes.refined[index, slot].tolist()))
+            box = frame.to_image(boxes.refined[index, slot].tolist())
             if box.area > 0 and all(iou(box, other.box) < decision.duplicate_iou for other in kept):
-                kept.append(ScoredBox(box, said(scores[slot])))
+                kept.append(ScoredBox(box, scores[slot]))
         return tuple(sorted(kept, key=lambda scored: -scored.score))
 
     def _scores(self, boxes: DecodedBoxes, index: int, presence: list[float]) -> list[float]:
@@ -119,9 +119,16 @@ class Processor:
 
 
 def said(value: float) -> float:
-    """A share of the canvas, or a probability, as it is told: in steps far finer than the model is sure of, and far
-    coarser than the rounding by which a computation in a batch differs from one alone."""
+    """A share of a picture's side, or a probability, as it is told: in steps far finer than the model is sure of, and
+    far coarser than the rounding by which a computation in a batch differs from one alone."""
     return round(value, DECIMALS)
+
+
+def said_box(scored: ScoredBox, frame: Frame) -> ScoredBox:
+    """A box of the image in `frame`, and its score, as they are told."""
+    xs = [said(x / frame.width) * frame.width for x in (scored.box.x1, scored.box.x2)]
+    ys = [said(y / frame.height) * frame.height for y in (scored.box.y1, scored.box.y2)]
+    return ScoredBox(Box(xs[0], ys[0], xs[1], ys[1]), said(scored.score))
 
 
 def shrink(image: Image, canvas: int) -> Image:
