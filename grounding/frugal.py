@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from grounding.predictor import Predictor, Study
-from grounding.types import Grounding, Image, ModelIdentity, OutOfMemoryError, ReportText
+from grounding.types import DeviceLostError, Grounding, Image, ModelIdentity, OutOfMemoryError, ReportText
 
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory")
 """What torch says where the processor's memory is used up; it raises a bare RuntimeError then."""
@@ -46,8 +46,7 @@ class FrugalGrounder:
         try:
             return self._predictor.prepare(images, report)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            raise_unless_out_of_memory(error)
         release_memory()
         raise too_large([(image.shape[0], image.shape[1]) for image in images], report)
 
@@ -58,8 +57,7 @@ class FrugalGrounder:
         try:
             return self._predictor.ground_prepared(studies)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+            raise_unless_out_of_memory(error)
         self._tell("one by one")
         release_memory()
         raise OutOfMemoryError(f"{len(studies)} studies do not fit into memory together: ground each alone")
@@ -77,8 +75,7 @@ class FrugalGrounder:
             try:
                 return make().ground_prepared([study])[0]
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
+                raise_unless_out_of_memory(error)
             release_memory()
         raise too_large([(canvas.frame.height, canvas.frame.width) for canvas in study.canvases], study.report)
 
@@ -90,6 +87,15 @@ def too_large(shapes: Sequence[tuple[int, int]], report: ReportText) -> OutOfMem
         f"the study does not fit into memory, not even in the smallest batches (images of {images}; "
         f"{len(report.sentences)} sentences): run the worker where there is more"
     )
+
+
+def raise_unless_out_of_memory(error: MemoryError | RuntimeError) -> None:
+    """Raise an error again that is no want of memory; one of the device itself, which it does not survive, by name."""
+    if is_out_of_memory(error):
+        return
+    if isinstance(error, torch.AcceleratorError):
+        raise DeviceLostError(str(error).partition("\n")[0]) from error
+    raise error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -31,6 +31,10 @@ class OutOfMemoryError(Exception):
     """A study does not fit into memory, whatever was tried; the text says how large it is."""
 
 
+class DeviceLostError(Exception):
+    """The device that the model is on computes nothing any more, whatever it is asked: the process must begin anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """Corners in pixels of the image as stored; (0, 0) is the outer corner of the first pixel (PS3.3 C.18.6.1.1)."""

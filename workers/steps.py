@@ -42,7 +42,7 @@ from dicom_node.results.values import (
 from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
-from grounding.types import Grounding, OutOfMemoryError, PreparedStudy
+from grounding.types import DeviceLostError, Grounding, OutOfMemoryError, PreparedStudy
 from workers.deliver import open_dispatches
 from workers.reading import read_dataset, read_instances
 from workers.resources import LEASE, RING_AGAIN, Resources
@@ -120,6 +120,8 @@ def run_claimed(step: Step, job: JobFacts, work: Work, resources: Resources) -> 
         _end(job, "FAILED", f"quarantined: {error}; then run `knowmvg jobs retry`", resources)
     except TransientError as error:
         _try_later(job, str(error), resources, foreseen=True)
+    except DeviceLostError:
+        raise  # this process must end: it keeps its leases as one that died
     except Exception as error:
         reason = f"an error of the program ({type(error).__name__}); see the worker's log"
         _try_later(job, reason, resources, foreseen=False)
@@ -131,13 +133,14 @@ def run_claimed(step: Step, job: JobFacts, work: Work, resources: Resources) -> 
 def run_each(step: Step, claimed: Iterable[tuple[JobFacts, Work]], resources: Resources) -> list[Exception]:
     """Do the work of several claimed jobs, one after the other; return the bugs, which keep no other job from its end.
 
-    Whoever raises the first of them logs it; the others are logged here. Raises what the database raises.
+    Whoever raises the first of them logs it; the others are logged here. Raises what the database raises, and
+    DeviceLostError.
     """
     bugs: list[Exception] = []
     for job, work in claimed:
         try:
             run_claimed(step, job, work, resources)
-        except queries.DATABASE_ERRORS:
+        except (*queries.DATABASE_ERRORS, DeviceLostError):
             raise
         except Exception as error:
             if bugs:
@@ -259,6 +262,8 @@ def ground_together(studies: Sequence[Prepared], resources: Resources) -> list[G
         return resources.load_grounder().ground_prepared([one.study for one in studies])
     except OutOfMemoryError as error:
         log_event(logger, "batch failed", level=logging.WARNING, studies=len(studies), reason=error)
+    except DeviceLostError:
+        raise
     except Exception:
         logger.exception("batch failed")
     return None

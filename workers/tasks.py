@@ -7,6 +7,8 @@ from __future__ import annotations
 import faulthandler
 import functools
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +23,10 @@ from sqlalchemy.orm import Session
 
 from dicom_node import queries
 from dicom_node.logs import log_event
+from grounding.types import DeviceLostError
 from workers.batches import Batches
 from workers.deliver import deliver_results
-from workers.lanes import Lanes, Work
+from workers.lanes import HUNG, Lanes, Work
 from workers.resources import LEASE, Resources
 from workers.steps import GROUND, STEPS, run_step
 from workers.tell import tell_sender
@@ -105,11 +108,16 @@ def run_errand(work: Work) -> None:
 def run_task(work: Callable[[int], None], job_id: int) -> None:
     """Run a step, and end the process where it runs past its lease: somebody else has the job then.
 
-    A database that is away is no bug: the lease runs out, and the sweep rings again.
+    A database that is away is no bug: the lease runs out, and the sweep rings again. A device that computes no more
+    would fail every study there is: the process ends as one that died, and the next one begins anew.
     """
     end_after(LEASE.total_seconds())
     try:
         work(job_id)
+    except DeviceLostError as error:
+        log_event(logger, "device lost", level=logging.ERROR, job_id=job_id, reason=error)
+        sys.stderr.flush()
+        os._exit(HUNG)
     except queries.DATABASE_ERRORS as error:
         log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=queries.explain(error))
     finally:

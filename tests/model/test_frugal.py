@@ -11,7 +11,7 @@ import torch
 
 from grounding.frugal import FrugalGrounder, is_out_of_memory
 from grounding.predictor import SMALLEST, Predictor
-from grounding.types import OutOfMemoryError, ReportText, Span
+from grounding.types import DeviceLostError, OutOfMemoryError, ReportText, Span
 from tests.model.networks import computing_in_double, make_predictor, tiny_image
 
 TEXT = "There is a small left effusion. The heart is enlarged."
@@ -131,4 +131,13 @@ def test_a_bug_of_a_batch_is_no_want_of_memory(method: str) -> None:
             grounder.prepare([np.zeros((0, 5), np.float32)], REPORT)
         else:
             grounder.ground_prepared([grounder.prepare([tiny_image()], REPORT)] * 2)
+    assert told == []
+
+
+def test_a_device_that_is_lost_is_told_apart_from_a_bug_and_from_want_of_memory() -> None:
+    grounder, told = make(torch.AcceleratorError("CUDA error: an illegal memory access\nmore"), lambda predictor: False)
+    study = grounder.prepare([tiny_image()], REPORT)
+    for studies in ([study], [study, study]):
+        with pytest.raises(DeviceLostError, match=r"^CUDA error: an illegal memory access$"):
+            grounder.ground_prepared(studies)
     assert told == []
