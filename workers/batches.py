@@ -41,6 +41,9 @@ logger = logging.getLogger(__name__)
 PREPARING = 2
 """Threads that read and decode; native decoding is in a process of its own anyway."""
 
+LOOK_AGAIN_S = 0.1
+"""Between two looks at what else has come, while a batch waits for it."""
+
 GO_ON_S = 5.0
 """So long one ring keeps a worker: in between Celery sees to its connection, and to orders to stop."""
 
@@ -109,10 +112,10 @@ class Batches:
 
     def _fill(self, batch: list[Held], wait_s: float = 0.0) -> list[Held]:
         """Add what waits; where that is not enough, wait for more. Those that are held are prepared meanwhile."""
-        size = self._size()
+        size, until = self._size(), time.monotonic() + wait_s
         batch = batch + self._take(size - len(batch))
-        if wait_s and len(batch) < size:
-            time.sleep(wait_s)
+        while len(batch) < size and (left := until - time.monotonic()) > 0 and not self._is_stopping():
+            time.sleep(min(left, LOOK_AGAIN_S))
             batch = batch + self._take(size - len(batch))
         return batch
 

@@ -81,10 +81,13 @@ def jobs_to_ring(session: Session, now: datetime, limit: int) -> tuple[tuple[int
     statement = (
         select(JobRow.job_id, JobRow.state)
         .where(JobRow.state.in_(STEP_STATES), JobRow.due_at <= now, has_free_lease(JobRow, now))
-        .order_by(JobRow.priority.desc(), JobRow.due_at, JobRow.job_id)  # STAT comes behind ROUTINE in the alphabet
-        .limit(limit)
+        .order_by(JobRow.due_at, JobRow.job_id)
     )
-    return tuple((job_id, state) for job_id, state in session.execute(statement))  # type: ignore[misc]  # a str column
+    due: list[tuple[int, State]] = []
+    for priority in PRIORITIES:
+        found = session.execute(statement.where(JobRow.priority == priority).limit(limit - len(due)))
+        due += ((job_id, state) for job_id, state in found)  # type: ignore[misc]  # a str column
+    return tuple(due)
 
 
 def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: datetime) -> None:

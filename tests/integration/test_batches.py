@@ -145,7 +145,7 @@ def test_a_batch_waits_a_little_for_what_comes(tmp_path: Path) -> None:
             return super().prepare(*study)
 
     grounder = Awaited()
-    rig = make_rig(tmp_path, make_sqlite_sessions(tmp_path), grounder, max_wait_ms=1500)
+    rig = make_rig(tmp_path, make_sqlite_sessions(tmp_path), grounder, max_wait_ms=10_000, batch_size=2)
     (job_id,) = store(rig, "a")
     rig.sweep(seconds=QUIET_S)
     later: list[int] = []
