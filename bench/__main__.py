@@ -10,6 +10,7 @@ SMALL = {
     "broker": ["--messages", "60"],
     "receiver": ["--rounds", "1", "--share", "0.1", "--curve", "1", "4"],
     "model": ["--studies", "5"],
+    "batching": ["--studies", "16", "--batches", "8"],
     "full_size": ["--size", "tiny", "--studies", "4", "--batches", "1", "4", "--caches", "growing", "static"],
 }
 """The arguments that make a benchmark small."""

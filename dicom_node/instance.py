@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
@@ -109,6 +109,10 @@ _KEYWORDS = (
     "SeriesNumber",
     "InstanceNumber",
     "PatientOrientation",
+    "StudyPriorityID",
+    "RequestedProcedurePriority",
+    "RequestAttributesSequence",
+    "ReferencedRequestSequence",
     "Rows",
     "Columns",
     "SourceInstanceSequence",
@@ -129,7 +133,8 @@ class Instance:
     `view_code` and `title` are code value and coding scheme designator; `content_datetime` is sortable text
     (YYYYMMDDHHMMSS.ffffff, local time as written); `evidence` the SOP Instance UIDs that a report says it is about
     (Current Requested Procedure Evidence, PS3.3 C.17.2; Source Instance Sequence of an encapsulated document, C.24.2),
-    and `evidence_studies` the studies that these belong to, if its own is not among them.
+    and `evidence_studies` the studies that these belong to, if its own is not among them. `procedure_priority` is that
+    of the order, where the header has it, `c_store_priority` (LOW, MEDIUM, HIGH) that of the message it came in.
     """
 
     sop_class_uid: str
@@ -162,6 +167,8 @@ class Instance:
     content_datetime: str = ""
     evidence: tuple[str, ...] = ()
     evidence_studies: tuple[str, ...] = ()
+    procedure_priority: str = ""
+    c_store_priority: str = ""
 
     @property
     def role(self) -> Role:
@@ -196,6 +203,11 @@ def read_instance(source: Path | bytes) -> Instance:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged input: the one broad catch of the node
         raise InvalidInstanceError(f"not a readable DICOM instance: {type(error).__name__}") from error
+
+
+def with_c_store_priority(instance: Instance, priority: int) -> Instance:
+    """Return the instance with the Priority (0000,0700) of the C-STORE request that it came in (PS3.7 E.1)."""
+    return replace(instance, c_store_priority={0: "MEDIUM", 1: "HIGH", 2: "LOW"}.get(priority, ""))
 
 
 def is_valid_uid(uid: str) -> bool:
@@ -291,6 +303,7 @@ def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
         content_datetime=_text(ds, "ContentDate") + _text(ds, "ContentTime").replace(":", ""),
         evidence=_evidence(ds),
         evidence_studies=_evidence_studies(ds),
+        procedure_priority=_procedure_priority(ds),
     )
 
 
@@ -328,6 +341,13 @@ def _evidence_studies(ds: Dataset) -> tuple[str, ...]:
     if _text(ds, "StudyInstanceUID") in uids:
         return ()  # what else it names are comparisons: its boxes must not come onto older films
     return tuple(islice((uid for uid in uids if uid and is_valid_uid(uid)), MAX_STUDIES))
+
+
+def _procedure_priority(ds: Dataset) -> str:
+    """Return Requested Procedure Priority (PS3.3 C.4.11), of the header or a request in it; else Study Priority ID."""
+    requests = [*read_items(ds, "RequestAttributesSequence"), *read_items(ds, "ReferencedRequestSequence")]
+    said = [_text(one, "RequestedProcedurePriority") for one in (ds, *requests[:MAX_VALUES])]
+    return next(filter(None, [*said, _text(ds, "StudyPriorityID")]), "").upper()
 
 
 def _code(ds: Dataset, keyword: str) -> tuple[str, str]:

@@ -88,16 +88,23 @@ def ground_stored(
 ) -> Grounding:
     """Ground images as they are stored: the model sees each in the usual view, and the boxes are those of the stored
     matrix."""
-    turned = [orientation.turn(image) for image, orientation in zip(images, orientations, strict=True)]
-    grounding = grounder.ground(turned, report)
-    findings = tuple(_store(f, orientations[f.image], images[f.image].shape) for f in grounding.findings)
+    grounding = grounder.ground(turn_images(images, orientations), report)
+    return as_stored(grounding, orientations, [(image.shape[0], image.shape[1]) for image in images])
+
+
+def turn_images(images: Sequence[Image], orientations: Sequence[Orientation]) -> list[Image]:
+    """Return images in the usual view."""
+    return [orientation.turn(image) for image, orientation in zip(images, orientations, strict=True)]
+
+
+def as_stored(grounding: Grounding, orientations: Sequence[Orientation], sizes: Sequence[tuple[int, int]]) -> Grounding:
+    """Return what was found in the usual view of images, with boxes of their stored matrices, rows x columns each."""
+    findings = tuple(_store(f, orientations[f.image], sizes[f.image]) for f in grounding.findings)
     return replace(grounding, findings=findings)
 
 
-def _store(finding: Finding, orientation: Orientation, shape: tuple[int, ...]) -> Finding:
-    boxes = tuple(
-        replace(scored, box=orientation.to_stored(scored.box, shape[0], shape[1])) for scored in finding.boxes
-    )
+def _store(finding: Finding, orientation: Orientation, size: tuple[int, int]) -> Finding:
+    boxes = tuple(replace(scored, box=orientation.to_stored(scored.box, *size)) for scored in finding.boxes)
     return replace(finding, boxes=boxes)
 
 

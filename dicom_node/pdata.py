@@ -25,6 +25,7 @@ _AFFECTED_SOP_CLASS_UID = 0x0002
 _COMMAND_FIELD = 0x0100
 _MESSAGE_ID = 0x0110
 _MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+_PRIORITY = 0x0700
 _COMMAND_DATA_SET_TYPE = 0x0800
 _STATUS = 0x0900
 _ERROR_COMMENT = 0x0902
@@ -86,6 +87,8 @@ class Command:
     has_dataset: bool
     sop_class_uid: str
     sop_instance_uid: str
+    priority: int = 0
+    """0 medium, 1 high, 2 low."""
 
 
 def decode_command(encoded: bytes) -> Command:
@@ -100,6 +103,7 @@ def decode_command(encoded: bytes) -> Command:
         _short(values, _COMMAND_DATA_SET_TYPE) != NO_DATASET,
         _uid(values, _AFFECTED_SOP_CLASS_UID),
         _uid(values, _AFFECTED_SOP_INSTANCE_UID),
+        _short(values, _PRIORITY) or 0,
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from dicom_node.door import Door, caller_of, calling_ae_title, visit_of
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.instance import Instance, read_instance
+from dicom_node.instance import Instance, read_instance, with_c_store_priority
 from dicom_node.logs import log_event
 from dicom_node.pdata import Command
 from dicom_node.queries import DATABASE_ERRORS, Arrival, Recorded
@@ -86,7 +86,7 @@ def _file(door: Door, association: Association, command: Command, spool: Spool) 
         path = spool.finish()
         if path is None:
             raise InvalidInstanceError("the request has no dataset")
-        instance = read_instance(path)
+        instance = with_c_store_priority(read_instance(path), command.priority)
         _check_request(command, instance)
         if instance.is_own_result:
             return Recorded("own")

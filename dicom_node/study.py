@@ -47,6 +47,8 @@ the patience that their destination's settings say."""
 MAX_DEATHS = 3
 """Workers that one piece of work may take with it before it is set aside: a fourth would die as well."""
 
+LONGEST_BATCH_S = 3.0
+
 SPREAD = 0.25
 """A pause is longer or shorter by up to this share, so that what failed together does not come back together."""
 
@@ -135,6 +137,12 @@ def may_retry(job: JobFacts, now: datetime, *, foreseen: bool) -> bool:
     """Tell whether a step that failed may be tried again: for a day where the failure was foreseen (something is away),
     a few times where it was a bug."""
     return now - job.step_since < STEP_PATIENCE if foreseen else job.attempts < MAX_ATTEMPTS
+
+
+def batch_size(wanted: int, seconds_each: float | None) -> int:
+    """Return how many studies are grounded at once: `wanted`, but not more than are done in a few seconds, by how long
+    one took lately. An order to stop, and a study that is urgent, wait no longer than that."""
+    return wanted if not seconds_each else max(1, min(wanted, int(LONGEST_BATCH_S / seconds_each)))
 
 
 def quarantine_reason(work: str, deaths: int) -> str | None:

@@ -121,13 +121,19 @@ class JobRow(Leased, Base):
     """One revision of one study on its way: state, outcome, lease, schedule, reason of a failure."""
 
     __tablename__ = "jobs"
-    __table_args__ = (UniqueConstraint("study_instance_uid", "revision"), Index("jobs_due", "state", "due_at"))
+    __table_args__ = (
+        UniqueConstraint("study_instance_uid", "revision"),
+        Index("jobs_due", "state", "due_at"),
+        Index("jobs_waiting", "state", "priority", "step_since"),
+    )
 
     job_id: Mapped[int] = mapped_column(primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
     outcome: Mapped[str | None] = mapped_column(String(16))
+    priority: Mapped[str] = mapped_column(String(8), default="ROUTINE", server_default="ROUTINE")
+    """STAT or ROUTINE; known when the study is complete."""
     first_instance_at: Mapped[datetime]
     last_instance_at: Mapped[datetime]
     """The quiet period runs from here."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
 
 from grounding.copying import Emission
+from grounding.geometry import Frame
 from grounding.knowledge import KnowledgeBank, swap_sides
 from grounding.negation import ReportGuard, is_negated
 from grounding.network.answering import PhraseStates
@@ -22,7 +24,7 @@ from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import KnowMVG, SeenImages
 from grounding.network.views import average_views, draw_views
 from grounding.phrases import settle
-from grounding.processor import Processor
+from grounding.processor import Processor, said, said_box
 from grounding.reading import ReadPhrase, first_of_each, forced_rows, read_phrases, read_span
 from grounding.tokens import GroundingTokenizer, TextTokens
 from grounding.types import Finding, Grounding, Image, ModelIdentity, ReportText, Span
@@ -39,6 +41,9 @@ class Batches:
     phrases: int = 256
 
 
+ON_PROCESSOR = Batches(images=4, phrases=32)
+"""A processor is fastest with what its caches hold; texts, whose tokens are many small steps, it reads all at once."""
+
 SMALLEST = Batches(1, 1, 4)
 """Where memory is short."""
 
@@ -52,14 +57,21 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
-    """Images and a report: `pieces` are what is read of it, (sentence, part of it), and `first` names its first image
-    among those of all studies that are asked at once."""
+class Canvas:
+    """An image as the network takes it, float32[1, 1, S, S] in the processor's memory, and the way back to it."""
 
-    images: tuple[Image, ...]
+    pixels: torch.Tensor
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Images and a report, prepared: `pieces` are what is read of it, (sentence, part of it). It is small: the canvases
+    stand for the images. A study of which nothing is read has none."""
+
+    canvases: tuple[Canvas, ...]
     report: ReportText
     pieces: tuple[tuple[Span, Span], ...]
-    first: int
 
     def words(self) -> list[str]:
         """The texts of the pieces."""
@@ -70,10 +82,10 @@ class Study:
 class Asked:
     """Phrases that are looked for in one image, with a row of `states` each.
 
-    The image is the `picture`-th of those that were encoded, and the `number`-th of its study.
+    The image, which lies in `frame`, is the `picture`-th of those that were encoded, and the `number`-th of its study.
     """
 
-    image: Image
+    frame: Frame
     number: int
     picture: int
     phrases: tuple[ReadPhrase, ...]
@@ -81,7 +93,7 @@ class Asked:
 
 
 class Predictor:
-    """A loaded KnowMVG; implements `grounding.types.Grounder`."""
+    """A loaded KnowMVG; implements `grounding.types.BatchGrounder`."""
 
     def __init__(
         self, network: KnowMVG, tokens: GroundingTokenizer, bank: KnowledgeBank, identity: ModelIdentity
@@ -90,7 +102,7 @@ class Predictor:
         self._processor = Processor(network.config, tokens, bank)
         self._bank = bank
         self._identity = identity
-        self._batches = Batches()
+        self._batches = ON_PROCESSOR if self.device.type == "cpu" else Batches()
 
     @property
     def identity(self) -> ModelIdentity:
@@ -106,59 +118,62 @@ class Predictor:
         """Find the diagnostic phrases of `report` and the boxes of each in every image of `images`."""
         return self.ground_many([(images, report)])[0]
 
-    @torch.inference_mode()
     def ground_many(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Grounding]:
         """Ground studies together, each (its images, its report): what `ground` gives for each, up to rounding."""
-        held = self._studies(studies)
-        if not any(study.pieces for study in held):
-            return [Grounding(self._identity, ()) for _ in held]
-        pictures = self._see([image for study in held for image in study.images])
-        texts = [(text, self._processor.encode(text)) for study in held for text in study.words()]
-        where = [study.first for study in held for _ in study.pieces]
+        return self.ground_prepared([self.prepare(images, report) for images, report in studies])
+
+    def prepare(self, images: Sequence[Image], report: ReportText) -> Study:
+        """A study as `ground_prepared` takes it; any thread may do this while another one computes."""
+        pieces = [(s, piece) for s in report.sentences for piece in self._processor.pieces(s, report.text)]
+        canvases = tuple(map(self._canvas, images)) if pieces else ()
+        return Study(canvases, report, tuple(pieces) if canvases else ())
+
+    @torch.inference_mode()
+    def ground_prepared(self, studies: Sequence[Study]) -> list[Grounding]:
+        """Ground prepared studies together: what each gets alone, up to rounding."""
+        if not any(study.pieces for study in studies):
+            return [Grounding(self._identity, ()) for _ in studies]
+        pictures = self._see([canvas for study in studies for canvas in study.canvases])
+        firsts = list(accumulate((len(study.canvases) for study in studies), initial=0))
+        texts = [(text, self._processor.encode(text)) for study in studies for text in study.words()]
+        where = [first for first, study in zip(firsts, studies, strict=False) for _ in study.pieces]
         answers, states, made_up = self._read(pictures, texts, where)
         asked: list[Asked] = []
         owners: list[int] = []
-        read = said = 0
+        read = told = 0
         invented = []
-        for number, study in enumerate(held):
+        for number, study in enumerate(studies):
             rows = slice(read, read := read + len(study.pieces))
-            own = slice(said, said := said + sum(map(len, answers[rows])))
+            own = slice(told, told := told + sum(map(len, answers[rows])))
             invented.append(sum(made_up[rows]))
-            found = self._ask(study, pictures, texts[rows], answers[rows], states[own])
+            found = self._ask(study, firsts[number], pictures, texts[rows], answers[rows], states[own])
             asked += found
             owners += [number] * len(found)
-        findings: list[list[Finding]] = [[] for _ in held]
+        findings: list[list[Finding]] = [[] for _ in studies]
         for owner, some in zip(owners, self._findings(pictures, asked), strict=True):
             findings[owner] += some
         return [Grounding(self._identity, tuple(found), count) for found, count in zip(findings, invented, strict=True)]
 
-    def _studies(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Study]:
-        """What is read of each; the images of a study of which nothing is read are left out."""
-        held: list[Study] = []
-        first = 0
-        for images, report in studies:
-            pieces = [(s, piece) for s in report.sentences for piece in self._processor.pieces(s, report.text)]
-            seen = tuple(images) if pieces else ()
-            held.append(Study(seen, report, tuple(pieces) if seen else (), first))
-            first += len(seen)
-        return held
+    def _canvas(self, image: Image) -> Canvas:
+        return Canvas(self._processor.pixels(image), self._processor.frame(image))
 
     def _ask(
-        self, study: Study, pictures: Pictures, texts: Sequence[tuple[str, TextTokens]],
+        self, study: Study, first: int, pictures: Pictures, texts: Sequence[tuple[str, TextTokens]],
         answers: Sequence[Sequence[Emission]], states: PhraseStates,
     ) -> list[Asked]:  # fmt: skip
-        """The phrases of a study, to look for in each of its images; on all but the first they are read again."""
+        """The phrases of a study, to look for in each of its images, the `first`-th of all and those after it; on all
+        but that one they are read again."""
         phrases = read_phrases(study.report.text, study.pieces, answers)
         keep = first_of_each(phrases)
         asked = []
-        for number, image in enumerate(study.images):
-            place = study.first + number
+        for number, canvas in enumerate(study.canvases):
+            place = first + number
             seen = (
                 states
                 if number == 0
                 else self._forced(pictures.features, texts, answers, [self._row(place)] * len(texts))
             )
-            asked.append(Asked(image, number, place, tuple(phrases[i] for i in keep), seen[keep]))
+            asked.append(Asked(canvas.frame, number, place, tuple(phrases[i] for i in keep), seen[keep]))
         return asked
 
     @torch.inference_mode()
@@ -168,10 +183,11 @@ class Predictor:
             return ()
         texts = [(phrase, self._processor.encode(phrase)) for phrase in phrases]
         answers = [[Emission(0, len(phrase), False)] for phrase in phrases]
-        pictures = self._see([image])
+        canvas = self._canvas(image)
+        pictures = self._see([canvas])
         states = self._forced(pictures.features, texts, answers, [0] * len(texts))
         read = tuple(ReadPhrase(phrase, None, is_negated(phrase, 0, len(phrase))) for phrase in phrases)
-        return tuple(self._findings(pictures, [Asked(image, 0, 0, read, states)])[0])
+        return tuple(self._findings(pictures, [Asked(canvas.frame, 0, 0, read, states)])[0])
 
     @torch.inference_mode()
     def ground_spans(self, image: Image, report: ReportText, spans: Sequence[Span]) -> tuple[Finding, ...]:
@@ -191,10 +207,11 @@ class Predictor:
             [Emission(spans[i].start - piece.start, spans[i].end - piece.start, read[i].negated) for i in indices]
             for piece, indices in rows
         ]
-        pictures = self._see([image])
+        canvas = self._canvas(image)
+        pictures = self._see([canvas])
         states = self._forced(pictures.features, texts, answers, [0] * len(texts))
         order = [i for _, indices in rows for i in indices]
-        asked = Asked(image, 0, 0, tuple(read[i] for i in order), states)
+        asked = Asked(canvas.frame, 0, 0, tuple(read[i] for i in order), states)
         found = self._findings(pictures, [asked])[0]
         return tuple(found[order.index(i)] for i in range(len(spans)))
 
@@ -236,14 +253,12 @@ class Predictor:
         """The row of an encoded image that shows it as it is, which alone is read with texts."""
         return picture * len(self._processor.views)
 
-    def _see(self, images: Sequence[Image]) -> Pictures:
+    def _see(self, canvases: Sequence[Canvas]) -> Pictures:
         """Features of all views of the images."""
         parts: list[SeenImages] = []
-        blank: list[bool] = []
-        for some in batched(images, self._batches.images):
-            pixels = [self._processor.pixels(image).to(self.device) for image in some]
-            blank += [not bool(one.any()) for one in pixels]
-            views = [draw_views(one, self._processor.views) for one in pixels]
+        blank = [not bool(canvas.pixels.any()) for canvas in canvases]
+        for some in batched(canvases, self._batches.images):
+            views = [draw_views(canvas.pixels.to(self.device), self._processor.views) for canvas in some]
             parts.append(self._network.encode_images(torch.cat(views)))
         return Pictures(parts[0] if len(parts) == 1 else concatenated(parts), tuple(blank))
 
@@ -336,8 +351,8 @@ class Predictor:
         return self._forced(features, texts, [[Emission(0, len(phrase), False)] for phrase in phrases], rows)
 
     def _finding(self, asked: Asked, read: ReadPhrase, decoded: tuple[DecodedBoxes, int] | None) -> Finding:
-        frame = self._processor.frame(asked.image)
-        boxes = () if decoded is None else self._processor.scored_boxes(*decoded, frame)
+        found = () if decoded is None else self._processor.scored_boxes(*decoded, asked.frame)
+        boxes = tuple(box for box in (said_box(scored, asked.frame) for scored in found) if box.box.area > 0)
         reading = self._bank.read_phrase(read.phrase)
         return Finding(
             phrase=read.phrase, source=read.source, image=asked.number, boxes=boxes, localized=bool(boxes),
@@ -353,8 +368,8 @@ def uncertainty(boxes: DecodedBoxes, row: int) -> float | None:
     """
     best = int(boxes.presence_logits[row].argmax())
     if boxes.quality_logits is not None:
-        return 1.0 - float(boxes.quality_logits[row, best].float().sigmoid())
-    return None if boxes.variance is None else min(1.0, float(boxes.variance[row, best]) ** 0.5)
+        return said(1.0 - float(boxes.quality_logits[row, best].float().sigmoid()))
+    return None if boxes.variance is None else said(min(1.0, float(boxes.variance[row, best]) ** 0.5))
 
 
 def batched(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

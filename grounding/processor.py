@@ -18,10 +18,12 @@ from grounding.network.decoder import DecodedBoxes
 from grounding.network.model import TextBatch
 from grounding.network.views import VIEWS, View
 from grounding.tokens import GroundingTokenizer, TextTokens
-from grounding.types import Image, ScoredBox, Span
+from grounding.types import Box, Image, ScoredBox, Span
 
 LARGEST = 1 << 25
 """Pixels of an image that is resampled at once; a larger one is averaged in whole blocks first."""
+
+DECIMALS = 4
 
 STRIP = 1 << 23
 """Pixels that are read at once from a very large image."""
@@ -114,6 +116,19 @@ class Processor:
         """The same, with other settings of `decision`."""
         decision = self.config.decision.model_copy(update=changes)
         return Processor(self.config.model_copy(update={"decision": decision}), self.tokens, self.bank)
+
+
+def said(value: float) -> float:
+    """A share of a picture's side, or a probability, as it is told: in steps far finer than the model is sure of, and
+    far coarser than the rounding by which a computation in a batch differs from one alone."""
+    return round(value, DECIMALS)
+
+
+def said_box(scored: ScoredBox, frame: Frame) -> ScoredBox:
+    """A box of the image in `frame`, and its score, as they are told."""
+    xs = [said(x / frame.width) * frame.width for x in (scored.box.x1, scored.box.x2)]
+    ys = [said(y / frame.height) * frame.height for y in (scored.box.y1, scored.box.y2)]
+    return ScoredBox(Box(xs[0], ys[0], xs[1], ys[1]), said(scored.score))
 
 
 def shrink(image: Image, canvas: int) -> Image:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ class ModelError(Exception):
 
 class OutOfMemoryError(Exception):
     """A study does not fit into memory, whatever was tried; the text says how large it is."""
+
+
+class DeviceLostError(Exception):
+    """The device that the model is on computes nothing any more, whatever it is asked: the process must begin anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,4 +154,20 @@ class Grounder(Protocol):
 
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Find the diagnostic phrases of `report` and the boxes of each in every image of `images`."""
+        ...
+
+
+PreparedStudy = Any
+"""A study as a model wants it, without the pictures it was made of; who made it alone knows what is in it."""
+
+
+class BatchGrounder(Grounder, Protocol):
+    """The model as a worker asks it: many studies at once, the next ones prepared while these are computed."""
+
+    def prepare(self, images: Sequence[Image], report: ReportText) -> PreparedStudy:
+        """Do what can be done for a study without the network. Any thread may call it, at any time."""
+        ...
+
+    def ground_prepared(self, studies: Sequence[PreparedStudy]) -> list[Grounding]:
+        """Ground studies together: for each what `ground` gives for it alone, up to rounding."""
         ...

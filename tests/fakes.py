@@ -56,7 +56,8 @@ class FakeGrounder:
     """A grounder that finds the first words of every sentence in the lower right quarter of the first image.
 
     `localizes` False: it finds none of them. `corner`: in the quarter that begins at this share of the width. `error`
-    is raised instead of answering. `calls` counts, `seen` are the images of the last one.
+    is raised instead of answering. `calls` counts, `seen` are the images of the last one; `batches` are the numbers of
+    studies that were asked at once.
     """
 
     localizes: bool = True
@@ -65,6 +66,16 @@ class FakeGrounder:
     identity: ModelIdentity = field(default_factory=lambda: ModelIdentity("fake", "1", "0" * 64))
     calls: int = 0
     seen: list[Image] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+
+    def prepare(self, images: Sequence[Image], report: ReportText) -> tuple[Sequence[Image], ReportText]:
+        """Return what `ground` takes."""
+        return images, report
+
+    def ground_prepared(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Grounding]:
+        """Ground each."""
+        self.batches.append(len(studies))
+        return [self.ground(images, report) for images, report in studies]
 
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Return one finding per sentence."""

@@ -23,9 +23,10 @@ from dicom_node.queries import Arrival, Recorded, make_engine, make_sessions
 from dicom_node.storage import FileStorage, instance_key
 from tests.builders import encode
 from tests.fakes import FakeGrounder, FakePacs, FrozenClock
+from workers.batches import Batches
 from workers.resources import Resources
 from workers.scheduler import sweep
-from workers.steps import STEPS, run_step
+from workers.steps import GROUND, STEPS, run_step
 from workers.tasks import ERRANDS
 
 QUIET_S = 5.0
@@ -85,6 +86,8 @@ class Rig:
         resources = replace(self.resources, **changes)
         if errand := next((one for one in ERRANDS if one.name == step), None):
             errand.work(job_id, resources)
+        elif step == GROUND.name:
+            Batches(resources).run(job_id)
         else:
             run_step(next(one for one in STEPS if one.name == step), job_id, resources)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from dicom_node.logs import log_event
 from dicom_node.queries import AWAY_ERRORS, explain
 from dicom_node.scu import Connect
 from dicom_node.storage import FileStorage
-from grounding.types import Grounder, ModelError
+from grounding.types import BatchGrounder, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Resources:
     sessions: sessionmaker[Session]
     storage: FileStorage
     clock: Clock
-    load_grounder: Callable[[], Grounder]
+    load_grounder: Callable[[], BatchGrounder]
     connect: Connect
     ring: Callable[[str, int], bool]
     token: str
@@ -81,26 +82,28 @@ class Resources:
 
 
 class LazyGrounder:
-    """Loads the model when it is first needed, and keeps it; a model that is missing is looked for again each time."""
+    """Loads the model when it is first needed, once for all threads; one that is missing is looked for each time."""
 
     def __init__(self, path: str, device: str) -> None:
         """`path` and `device` as in the section `model` of the settings."""
         self.path, self.device = path, device
-        self._grounder: Grounder | None = None
+        self._grounder: BatchGrounder | None = None
+        self._lock = threading.Lock()
 
-    def __call__(self) -> Grounder:
+    def __call__(self) -> BatchGrounder:
         """Return the model. Raises PermanentError that names the model folder and what to do."""
-        if self._grounder is None:
-            try:
-                self._grounder = self._load()
-            except ModelError as error:
-                raise PermanentError(
-                    f"the model {self.path!r} cannot be loaded: {error}. Correct model.path, see `knowmvg check`, and "
-                    "then run `knowmvg jobs retry`"
-                ) from error
-        return self._grounder
+        with self._lock:
+            if self._grounder is None:
+                try:
+                    self._grounder = self._load()
+                except ModelError as error:
+                    raise PermanentError(
+                        f"the model {self.path!r} cannot be loaded: {error}. Correct model.path, see `knowmvg check`, "
+                        "and then run `knowmvg jobs retry`"
+                    ) from error
+            return self._grounder
 
-    def _load(self) -> Grounder:
+    def _load(self) -> BatchGrounder:
         if self.path != "default" and not Path(self.path).is_dir():
             raise ModelError("there is no such folder")
         from grounding.checkpoint import load_predictor  # seconds and hundreds of MB, in this process only

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from dicom_node import queries, study
 from dicom_node.logs import log_event
+from dicom_node.priority import urgency_of
 from dicom_node.storage import FileStorage
 from workers.deliver import open_dispatches
 from workers.ownership import is_alive
@@ -53,15 +54,17 @@ def close_studies(resources: Resources) -> None:
         jobs = queries.due_receiving(session, now, BATCH)
     for job in jobs:
         with resources.sessions() as session:
-            instances = [one.instance for one in queries.instances_of(session, job.study_instance_uid)]
-        verdict = study.completion(job, instances, settings, now)
+            stored = queries.instances_of(session, job.study_instance_uid)
+        verdict = study.completion(job, [one.instance for one in stored], settings, now)
+        urgency = urgency_of(((one.instance, one.calling_ae_title) for one in stored), resources.settings.priority)
         with resources.sessions.begin() as session:
-            closed = queries.close_job(session, job.job_id, verdict, now)
+            closed = queries.close_job(session, job.job_id, verdict, now, urgency)
         if closed and not isinstance(verdict, study.Waiting):
             event = "study complete" if isinstance(verdict, study.Complete) else "study not applicable"
             log_event(
-                logger, event, job_id=job.job_id, study_instance_uid=job.study_instance_uid, revision=job.revision
-            )
+                logger, event, job_id=job.job_id, study_instance_uid=job.study_instance_uid, revision=job.revision,
+                priority=urgency.priority,
+            )  # fmt: skip
 
 
 def ring_for_due_jobs(resources: Resources) -> None:

@@ -1,6 +1,7 @@
 """The two steps of a job: ground and write. Each is read → compute → one compare-and-set commit → ring.
 
-A step takes a job's number and the process's resources. It may be run at any time and any number of times: a job that
+`ground` comes in two parts besides, so that studies can be prepared and then grounded together (`workers.batches`). A
+step takes a job's number and the process's resources. It may be run at any time and any number of times: a job that
 is in another state, or that somebody else works on, is left alone. No transaction is open while pixels are decoded, the
 model runs or the network waits. What follows, the way to each destination, is in `workers.deliver`.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from io import BytesIO
@@ -22,11 +23,9 @@ from sqlalchemy.orm import Session
 from dicom_node import queries, study
 from dicom_node.config import Settings
 from dicom_node.errors import NotApplicableError, PermanentError, TransientError
-from dicom_node.file import read_dataset
-from dicom_node.header import DECODE_ERRORS
 from dicom_node.language import check_language
 from dicom_node.logs import log_event
-from dicom_node.orientation import Orientation, ground_stored, read_orientation, tells_orientation
+from dicom_node.orientation import Orientation, as_stored, read_orientation, tells_orientation, turn_images
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_report
 from dicom_node.results.gsps import build_gsps
@@ -43,8 +42,9 @@ from dicom_node.results.values import (
 from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
-from grounding.types import Grounder, Grounding, Image, OutOfMemoryError
+from grounding.types import DeviceLostError, Grounding, OutOfMemoryError, PreparedStudy
 from workers.deliver import open_dispatches
+from workers.reading import read_dataset, read_instances
 from workers.resources import LEASE, RING_AGAIN, Resources
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,18 @@ OTHER_SIDE = "box {number} lies on the other side of the patient than its phrase
 
 @dataclass(frozen=True)
 class Done:
-    """What a step found out: columns of the job's row, rows to save in the same transaction, an event's detail."""
+    """What a step found out: columns of the job's row, rows to save in the same transaction, an event's detail.
+
+    `seconds` is how long it took, where that is not the time that the work itself ran.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     save: Callable[[Session], None] = lambda session: None
     detail: str = ""
+    seconds: float | None = None
+
+
+Work = Callable[[], Done]
 
 
 @dataclass(frozen=True)
@@ -82,32 +89,64 @@ class Step:
 
 
 def run_step(step: Step, job_id: int, resources: Resources) -> None:
-    """Run `step` for a job, if it is due for it. What the node foresees ends in the job's row.
+    """Run `step` for a job, if it is due for it."""
+    job = claim(step, job_id, resources)
+    if job is not None:
+        run_claimed(step, job, lambda: step.work(job, resources), resources)
+
+
+def claim(step: Step, job_id: int, resources: Resources) -> JobFacts | None:
+    """Take a job for this process; None if it is not there to be taken."""
+    with resources.sessions.begin() as session:
+        return queries.claim(session, job_id, step.state, resources.token, resources.clock(), LEASE)
+
+
+def run_claimed(step: Step, job: JobFacts, work: Work, resources: Resources) -> None:
+    """Do the work of `step` for a job that is claimed. What the node foresees ends in the job's row.
 
     Anything else is a bug: it is noted in the row, where it counts as a try, and raised.
     """
-    with resources.sessions.begin() as session:
-        job = queries.claim(session, job_id, step.state, resources.token, resources.clock(), LEASE)
-    if job is None:
-        return
     if reason := study.quarantine_reason(f"{step.name} this study", job.deaths):
         _end(job, "FAILED", f"{reason}; then run `knowmvg jobs retry {job.job_id}`", resources)
         return
     began = time.monotonic()
     try:
-        done = step.work(job, resources)
+        done = work()
     except NotApplicableError as error:
         _end(job, "NOT_APPLICABLE", str(error), resources)
     except PermanentError as error:
         _end(job, "FAILED", str(error), resources)
+    except OutOfMemoryError as error:
+        _end(job, "FAILED", f"quarantined: {error}; then run `knowmvg jobs retry`", resources)
     except TransientError as error:
         _try_later(job, str(error), resources, foreseen=True)
+    except DeviceLostError:
+        raise  # this process must end: it keeps its leases as one that died
     except Exception as error:
         reason = f"an error of the program ({type(error).__name__}); see the worker's log"
         _try_later(job, reason, resources, foreseen=False)
         raise
     else:
-        _commit(step, job, done, time.monotonic() - began, resources)
+        _commit(step, job, done, time.monotonic() - began if done.seconds is None else done.seconds, resources)
+
+
+def run_each(step: Step, claimed: Iterable[tuple[JobFacts, Work]], resources: Resources) -> list[Exception]:
+    """Do the work of several claimed jobs, one after the other; return the bugs, which keep no other job from its end.
+
+    Whoever raises the first of them logs it; the others are logged here. Raises what the database raises, and
+    DeviceLostError.
+    """
+    bugs: list[Exception] = []
+    for job, work in claimed:
+        try:
+            run_claimed(step, job, work, resources)
+        except (*queries.DATABASE_ERRORS, DeviceLostError):
+            raise
+        except Exception as error:
+            if bugs:
+                logger.exception("step failed")
+            bugs.append(error)
+    return bugs
 
 
 def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Resources) -> None:
@@ -174,36 +213,83 @@ def _try_later(job: JobFacts, reason: str, resources: Resources, *, foreseen: bo
 # ---- ground ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A study that is ready for the model. Its pictures are not kept; `sizes` are their rows and columns."""
+
+    study: PreparedStudy
+    selection: Selection
+    addenda: tuple[str, ...]
+    orientations: tuple[Orientation, ...]
+    sizes: tuple[tuple[int, int], ...]
+    untold: tuple[str, ...]
+    """Images that do not tell how they are stored."""
+    seconds: float
+
+
 def ground_study(job: JobFacts, resources: Resources) -> Done:
     """Find the phrases of the study's report in its images."""
-    stored = _read_instances(job, resources)
+    return conclude(job, (prepared := prepare_study(job, resources)), ground_alone(prepared, resources), resources)
+
+
+def prepare_study(job: JobFacts, resources: Resources) -> Prepared:
+    """Read what is used of a study, and make it ready for the model; any thread may do that."""
+    began = time.monotonic()
+    stored = read_instances(job, resources)
     selection, report, addenda = _select(stored, resources)
     check_language(report)
-    datasets = [_read_dataset(stored[uid], resources) for uid in selection.images]
-    images, orientations = [render(ds) for ds in datasets], [read_orientation(ds) for ds in datasets]
-    grounding = _ground(resources.load_grounder(), images, orientations, report)
-    sizes = {index: (image.shape[0], image.shape[1]) for index, image in enumerate(images)}
-    marks, _ = select_marks(
-        grounding.findings, sizes, resources.settings.results.min_confidence, dict(enumerate(orientations))
+    datasets = [read_dataset(stored[uid], resources) for uid in selection.images]
+    images, orientations = [render(ds) for ds in datasets], tuple(map(read_orientation, datasets))
+    return Prepared(
+        study=resources.load_grounder().prepare(turn_images(images, orientations), report.to_report_text()),
+        selection=selection,
+        addenda=addenda,
+        orientations=orientations,
+        sizes=tuple((image.shape[0], image.shape[1]) for image in images),
+        untold=tuple(ds.SOPInstanceUID for ds in datasets if not tells_orientation(ds)),
+        seconds=time.monotonic() - began,
     )
+
+
+def ground_alone(prepared: Prepared, resources: Resources) -> Grounding:
+    """Have the model ground one study."""
+    return resources.load_grounder().ground_prepared([prepared.study])[0]
+
+
+def ground_together(studies: Sequence[Prepared], resources: Resources) -> list[Grounding] | None:
+    """Have the model ground studies at once; None where that fails, whoever's fault it is: then each goes alone."""
+    try:
+        return resources.load_grounder().ground_prepared([one.study for one in studies])
+    except OutOfMemoryError as error:
+        log_event(logger, "batch failed", level=logging.WARNING, studies=len(studies), reason=error)
+    except DeviceLostError:
+        raise
+    except Exception:
+        logger.exception("batch failed")
+    return None
+
+
+def conclude(
+    job: JobFacts, prepared: Prepared, grounding: Grounding, resources: Resources, *, together: int = 1
+) -> Done:
+    """Return what was found in a study; `together`: in how many studies at once."""
+    grounding = as_stored(grounding, prepared.orientations, prepared.sizes)
+    selection = prepared.selection
+    confidence = resources.settings.results.min_confidence
+    sizes, orientations = dict(enumerate(prepared.sizes)), dict(enumerate(prepared.orientations))
+    marks, _ = select_marks(grounding.findings, sizes, confidence, orientations)
     warnings = [OTHER_SIDE.format(number=mark.number) for mark in marks if mark.on_other_side]
-    warnings += [ADDENDUM_UNREAD.format(uid=uid) for uid in addenda]
-    warnings += [ORIENTATION_UNTOLD.format(uid=ds.SOPInstanceUID) for ds in datasets if not tells_orientation(ds)]
+    warnings += [ADDENDUM_UNREAD.format(uid=uid) for uid in prepared.addenda]
+    warnings += [ORIENTATION_UNTOLD.format(uid=uid) for uid in prepared.untold]
     if grounding.hallucinations:
         log_event(logger, "phrases dropped", job_id=job.job_id, count=grounding.hallucinations)
     outcome = "RESULT" if marks else "NO_FINDING"  # kept with the selection, too, for a retry of what comes after
+    beside = f", in a batch of {together}" if together > 1 else ""
     return Done(
         values={"selection": selection.to_json() | {"outcome": outcome, "warnings": warnings}, "outcome": outcome},
         save=lambda session: queries.save_grounding(session, job.job_id, grounding, selection.images),
-        detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes, {len(warnings)} warnings",
+        detail=f"{len(grounding.findings)} phrases, {len(marks)} boxes, {len(warnings)} warnings{beside}",
     )
-
-
-def _ground(grounder: Grounder, images: list[Image], orientations: list[Orientation], report: Report) -> Grounding:
-    try:
-        return ground_stored(grounder, images, orientations, report.to_report_text())
-    except OutOfMemoryError as error:
-        raise PermanentError(f"quarantined: {error}; then run `knowmvg jobs retry`") from error
 
 
 def _select(
@@ -213,44 +299,12 @@ def _select(
     addenda: tuple[str, ...] = ()
     while True:
         selection = select((one.instance for one in stored.values()), addenda)
-        report = read_report(_read_dataset(stored[selection.report], resources))
+        report = read_report(read_dataset(stored[selection.report], resources))
         if not report.is_addendum:
             return selection, report, addenda
         if selection.report in addenda:  # there is no other
             return selection, report, tuple(uid for uid in addenda if uid != selection.report)
         addenda = (*addenda, selection.report)
-
-
-def _read_instances(job: JobFacts, resources: Resources) -> dict[str, queries.StoredInstance]:
-    with resources.sessions() as session:
-        instances = queries.instances_of(session, job.study_instance_uid)
-    return {one.instance.sop_instance_uid: one for one in instances}
-
-
-def _read_dataset(stored: queries.StoredInstance, resources: Resources, *, pixels: bool = True) -> Dataset:
-    """Read an instance from storage; without `pixels`, its header."""
-    if stored.removed_at is not None:
-        raise PermanentError(
-            f"instance {stored.instance.sop_instance_uid} was removed by the retention rule at {stored.removed_at:%F}; "
-            "have the study sent again"
-        )
-    try:
-        with resources.storage.open(stored.key) as file:
-            return read_dataset(file, pixels=pixels)
-    except FileNotFoundError as error:
-        if not resources.storage.root.is_dir():
-            raise TransientError(f"the storage {resources.storage.root} is away: mount it again") from error
-        raise PermanentError(
-            f"instance {stored.instance.sop_instance_uid} is missing from the storage: restore {stored.key} or have "
-            "the study sent again"
-        ) from error
-    except (OSError, MemoryError) as error:
-        raise TransientError(f"{stored.key} cannot be read from the storage ({type(error).__name__})") from error
-    except DECODE_ERRORS as error:
-        raise NotApplicableError(
-            f"instance {stored.instance.sop_instance_uid} is damaged ({type(error).__name__}); "
-            "have it sent as a new instance"
-        ) from error
 
 
 # ---- write -----------------------------------------------------------------------------------------------------------
@@ -278,14 +332,14 @@ def build_results(result: ResultInput, settings: Settings) -> Iterable[tuple[str
 
 
 def _read_result_input(job: JobFacts, resources: Resources) -> ResultInput:
-    stored = _read_instances(job, resources)
+    stored = read_instances(job, resources)
     with resources.sessions() as session:
         grounding, image_uids = queries.load_grounding(session, job.job_id)
         previous = queries.previous_results(session, job.study_instance_uid, job.revision)
     settings = resources.settings
-    header = _read_dataset(stored[(job.selection or {})["report"]], resources)
+    header = read_dataset(stored[(job.selection or {})["report"]], resources)
     return ResultInput(
-        images=tuple(_read_dataset(stored[uid], resources, pixels=False) for uid in image_uids),
+        images=tuple(read_dataset(stored[uid], resources, pixels=False) for uid in image_uids),
         report_header=header,
         report=read_report(header),
         grounding=grounding,
@@ -324,9 +378,7 @@ def _file(part: str, ds: Dataset, job: JobFacts, resources: Resources) -> querie
     )
 
 
-STEPS = (
-    Step("ground", "gpu", "COMPLETE", ground_study),
-    Step("write", "io", "GROUNDED", write_results),
-)
+GROUND = Step("ground", "gpu", "COMPLETE", ground_study)
+STEPS = (GROUND, Step("write", "io", "GROUNDED", write_results))
 
 EVENTS = {"ground": "study grounded", "write": "results written"}

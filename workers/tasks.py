@@ -7,6 +7,8 @@ from __future__ import annotations
 import faulthandler
 import functools
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +23,12 @@ from sqlalchemy.orm import Session
 
 from dicom_node import queries
 from dicom_node.logs import log_event
+from grounding.types import DeviceLostError
+from workers.batches import Batches
 from workers.deliver import deliver_results
-from workers.lanes import Lanes, Work
+from workers.lanes import HUNG, Lanes, Work
 from workers.resources import LEASE, Resources
-from workers.steps import STEPS, Step, run_step
+from workers.steps import GROUND, STEPS, run_step
 from workers.tell import tell_sender
 
 logger = logging.getLogger(__name__)
@@ -58,18 +62,20 @@ TASK_QUEUES = {task.name: task.queue for task in (*STEPS, *ERRANDS)}
 def add_tasks(app: Celery, resources: Resources) -> Lanes:
     """Register the work as tasks of `app`; return the lanes in which errands run."""
     lanes = Lanes(LEASE.total_seconds(), run_errand)
+    batches = Batches(resources, is_stopping, end_after)
     for step in STEPS:
-        app.task(_bind_step(step, resources), name=step.name, shared=False)
+        run = batches.run if step is GROUND else functools.partial(run_step, step, resources=resources)
+        app.task(_bind_step(run), name=step.name, shared=False)
     for errand in ERRANDS:
         app.task(_bind_errand(errand, resources, lanes), name=errand.name, shared=False)
     return lanes
 
 
-def _bind_step(step: Step, resources: Resources) -> Callable[[int], None]:
+def _bind_step(work: Callable[[int], None]) -> Callable[[int], None]:
     """Return a function of the job's number alone; Celery wants one that has a name and a signature."""
 
     def run(job_id: int) -> None:
-        run_task(step, resources, job_id)
+        run_task(work, job_id)
 
     return run
 
@@ -99,18 +105,35 @@ def run_errand(work: Work) -> None:
         logger.exception("errand failed")
 
 
-def run_task(step: Step, resources: Resources, job_id: int) -> None:
+def run_task(work: Callable[[int], None], job_id: int) -> None:
     """Run a step, and end the process where it runs past its lease: somebody else has the job then.
 
-    A database that is away is no bug: the lease runs out, and the sweep rings again.
+    A database that is away is no bug: the lease runs out, and the sweep rings again. A device that computes no more
+    would fail every study there is: the process ends as one that died, and the next one begins anew.
     """
-    faulthandler.dump_traceback_later(LEASE.total_seconds(), exit=True)
+    end_after(LEASE.total_seconds())
     try:
-        run_step(step, job_id, resources)
+        work(job_id)
+    except DeviceLostError as error:
+        log_event(logger, "device lost", level=logging.ERROR, job_id=job_id, reason=error)
+        sys.stderr.flush()
+        os._exit(HUNG)
     except queries.DATABASE_ERRORS as error:
         log_event(logger, "database unavailable", level=logging.WARNING, job_id=job_id, reason=queries.explain(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+def end_after(seconds: float) -> None:
+    """End the process when so many seconds have gone by without another call; its log shows where it was."""
+    faulthandler.dump_traceback_later(max(seconds, 1.0), exit=True)
+
+
+def is_stopping() -> bool:
+    """Tell whether Celery was told to end, which it does after the task under way."""
+    from celery.worker import state  # the worker's part of Celery, which a scheduler need not load
+
+    return any(told is not None and told is not False for told in (state.should_stop, state.should_terminate))
 
 
 def consume(

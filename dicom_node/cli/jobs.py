@@ -131,11 +131,14 @@ def _unknown(job_id: int) -> str:
     return f"there is no job {job_id}; `knowmvg jobs` lists the jobs"
 
 
-LIST_COLUMNS = ("JOB", "STATE", "OUTCOME", "REV", "TRIES", "UPDATED (UTC)", "STUDY", "WHY")
+LIST_COLUMNS = ("JOB", "STATE", "OUTCOME", "REV", "TRIES", "PRIORITY", "UPDATED (UTC)", "STUDY", "WHY")
 
 
 def _list_row(job: dict[str, Any]) -> list[object]:
-    keys = ("job_id", "state", "outcome", "revision", "attempts", "updated_at", "study_instance_uid", "failure")
+    keys = (
+        *("job_id", "state", "outcome", "revision", "attempts", "priority"),
+        *("updated_at", "study_instance_uid", "failure"),
+    )
     return [printable_instant(job[key]) if key == "updated_at" else job[key] for key in keys]
 
 
@@ -145,7 +148,10 @@ def _print_job(job: dict[str, Any]) -> None:
         typer.echo(f"Why: {printable(job['failure'])}")
     for warning in job["warnings"]:
         typer.echo(f"Warning: {printable(warning)}")
-    typer.echo(f"Study {job['study_instance_uid']}, revision {job['revision']}, tries of this step {job['attempts']}")
+    typer.echo(
+        f"Study {job['study_instance_uid']}, revision {job['revision']}, {job['priority']}, "
+        f"tries of this step {job['attempts']}"
+    )
     for title, columns, rows in _sections(job):
         if rows:
             typer.echo(f"\n{title}")

@@ -108,6 +108,22 @@ class AssemblySettings(Section):
         return self
 
 
+class PriorityRuleSettings(Section):
+    """How urgent the studies of a sender are, whatever else is said of them."""
+
+    calling_ae_title: AeTitle
+    priority: Literal["STAT", "ROUTINE"]
+
+
+class PrioritySettings(Section):
+    """What makes a study STAT, and how long a routine one waits for those that are."""
+
+    header: bool = True
+    c_store: bool = True
+    rules: tuple[PriorityRuleSettings, ...] = ()
+    longest_wait_s: float = Field(default=900, ge=0, le=7 * 86400)
+
+
 class DatabaseSettings(Section):
     """The job database; empty means SQLite in the data folder. `password_file` holds the password alone."""
 
@@ -206,6 +222,7 @@ class Settings(Section):
     node: NodeSettings = NodeSettings()
     receiver: ReceiverSettings = ReceiverSettings()
     assembly: AssemblySettings = AssemblySettings()
+    priority: PrioritySettings = PrioritySettings()
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()
     storage: StorageSettings = StorageSettings()

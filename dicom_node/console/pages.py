@@ -34,6 +34,7 @@ def render_jobs(jobs: Sequence[Job], counts: Mapping[str, int], state: str | Non
             f'<a href="/jobs/{int(job["job_id"])}">{int(job["job_id"])}</a>',
             _state(job["state"]),
             _text(job["outcome"]),
+            _text(job["priority"]),
             _text(job["revision"]),
             _text(job["study_instance_uid"]),
             _time(job["updated_at"]),
@@ -41,7 +42,7 @@ def render_jobs(jobs: Sequence[Job], counts: Mapping[str, int], state: str | Non
         ]
         for job in jobs
     ]
-    table = _table(("Job", "State", "Outcome", "Revision", "Study", "Updated (UTC)", "Why"), rows)
+    table = _table(("Job", "State", "Outcome", "Priority", "Revision", "Study", "Updated (UTC)", "Why"), rows)
     return _page("Jobs", f"<nav>{''.join(links)}</nav>{table if rows else '<p>No jobs.</p>'}")
 
 
@@ -95,6 +96,7 @@ def _facts(job: Job) -> str:
     pairs = (
         ("State", _state(job["state"])),
         ("Outcome", _text(job["outcome"])),
+        ("Priority", _text(job["priority"])),
         ("Study Instance UID", _text(job["study_instance_uid"])),
         ("Revision", _text(job["revision"])),
         ("Attempts", _text(job["attempts"])),

@@ -75,6 +75,7 @@ from dicom_node.queries.engine import (
 from dicom_node.queries.jobs import (
     advance,
     claim,
+    claim_waiting,
     close_job,
     due_receiving,
     end_job,
@@ -84,9 +85,11 @@ from dicom_node.queries.jobs import (
     note_opened,
     retry_later,
     rung,
+    waiting_jobs,
 )
 from dicom_node.queries.leases import (
     free_leases,
+    give_back_jobs,
     give_back_leases,
     lease_tokens,
 )
@@ -164,6 +167,7 @@ __all__ = [
     "claim_audit",
     "claim_dispatch",
     "claim_request",
+    "claim_waiting",
     "close_job",
     "count_instances",
     "count_jobs",
@@ -180,6 +184,7 @@ __all__ = [
     "explain",
     "fail_delivery",
     "free_leases",
+    "give_back_jobs",
     "give_back_leases",
     "held_instances",
     "hold_destination",
@@ -229,4 +234,5 @@ __all__ = [
     "undispatched_jobs",
     "unsent_audit",
     "upgrade_schema",
+    "waiting_jobs",
 ]

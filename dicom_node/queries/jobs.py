@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from dicom_node.priority import PRIORITIES, Urgency, WaitingJob
 from dicom_node.queries.leases import NO_LEASE, has_free_lease, take
 from dicom_node.study import NEXT, WORKING_STATES, Complete, JobFacts, NotApplicable, State, Verdict, Waiting
 from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
@@ -34,6 +35,8 @@ OUTCOMES: dict[str, str | None] = {"NOT_APPLICABLE": "NOT_APPLICABLE", "FAILED":
 KEY_SHARED = {"key_share": True}
 """A row's lock that lets others refer to the row: to its job, an event; to its study, a job."""
 
+ROUTINE = Urgency()
+
 STEP_STATES: tuple[State, ...] = ("COMPLETE", "GROUNDED")
 """States that a step of the job itself leads out of; out of WRITTEN lead its dispatches."""
 
@@ -49,8 +52,9 @@ def due_receiving(session: Session, now: datetime, limit: int) -> tuple[JobFacts
     return tuple(map(_facts, session.scalars(statement)))
 
 
-def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime) -> bool:
+def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime, urgency: Urgency = ROUTINE) -> bool:
     """Do what `study.completion` says with a job in RECEIVING; False if something new came since it looked."""
+    detail = ""
     unchanged = (
         JobRow.job_id == job_id,
         JobRow.state == "RECEIVING",
@@ -60,26 +64,30 @@ def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime) ->
         case Waiting(until=until):
             values: dict[str, Any] = {"due_at": until}
         case Complete():
-            values = _entering("COMPLETE", now)
+            values = _entering("COMPLETE", now) | {"priority": urgency.priority}
+            detail = f"{urgency.priority}: {urgency.why}" if urgency.why else ""
         case NotApplicable(reason=reason):
             values = _entering("NOT_APPLICABLE", now) | {"outcome": "NOT_APPLICABLE", "failure": reason}
     changed = session.execute(
         update(JobRow).where(*unchanged).values(values).returning(JobRow.study_instance_uid)
     ).scalar()
     if changed is not None and not isinstance(verdict, Waiting):
-        add_event(session, (changed, job_id), now, EVENTS[values["state"]], values.get("failure", ""))
+        add_event(session, (changed, job_id), now, EVENTS[values["state"]], values.get("failure") or detail)
     return changed is not None
 
 
 def jobs_to_ring(session: Session, now: datetime, limit: int) -> tuple[tuple[int, State], ...]:
-    """Return (job, state) of the jobs that are due for a worker and that nobody works on, the longest due first."""
+    """Return (job, state) of jobs that are due for a worker and that nobody works on: STAT, then the longest due."""
     statement = (
         select(JobRow.job_id, JobRow.state)
         .where(JobRow.state.in_(STEP_STATES), JobRow.due_at <= now, has_free_lease(JobRow, now))
         .order_by(JobRow.due_at, JobRow.job_id)
-        .limit(limit)
     )
-    return tuple((job_id, state) for job_id, state in session.execute(statement))  # type: ignore[misc]  # a str column
+    due: list[tuple[int, State]] = []
+    for priority in PRIORITIES:
+        found = session.execute(statement.where(JobRow.priority == priority).limit(limit - len(due)))
+        due += ((job_id, state) for job_id, state in found)  # type: ignore[misc]  # a str column
+    return tuple(due)
 
 
 def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: datetime) -> None:
@@ -109,6 +117,39 @@ def claim(session: Session, job_id: int, state: State, token: str, now: datetime
     )
     row = session.execute(statement).scalar()
     return None if row is None else _facts(row)
+
+
+def waiting_jobs(session: Session, state: State, now: datetime, limit: int) -> tuple[WaitingJob, ...]:
+    """Return the jobs in `state` that wait for a worker, of each priority the `limit` that wait longest; locked.
+
+    A job that was not tried yet waits even if it was rung for just now; one that is to be tried again waits from its
+    time on. Jobs whose worker died are left to their own rings: they are worked on alone.
+    """
+    current = select(StudyRow.revision).where(StudyRow.study_instance_uid == JobRow.study_instance_uid)
+    statement = (
+        select(JobRow.job_id, JobRow.step_since)
+        .where(JobRow.state == state, JobRow.revision == current.scalar_subquery())
+        .where(JobRow.lease_token.is_(None), JobRow.deaths == 0, or_(JobRow.attempts == 0, JobRow.due_at <= now))
+        .order_by(JobRow.step_since, JobRow.job_id)
+        .limit(limit)
+        .with_for_update(of=JobRow, skip_locked=True, **KEY_SHARED)
+    )
+    return tuple(
+        WaitingJob(job_id, priority, since)
+        for priority in PRIORITIES
+        for job_id, since in session.execute(statement.where(JobRow.priority == priority))
+    )
+
+
+def claim_waiting(
+    session: Session, job_ids: Sequence[int], token: str, now: datetime, lease: timedelta
+) -> tuple[JobFacts, ...]:
+    """Take jobs that `waiting_jobs` returned in the same transaction, in this order."""
+    if not job_ids:
+        return ()
+    values = take(JobRow, token, now, lease)
+    claimed = session.scalars(update(JobRow).where(JobRow.job_id.in_(job_ids)).values(values).returning(JobRow))
+    return tuple(sorted(map(_facts, claimed), key=lambda job: job_ids.index(job.job_id)))
 
 
 def end_delivery(

@@ -6,6 +6,7 @@ A row whose lease ran out, or whose holder is known to be dead, was left by a wo
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -52,6 +53,15 @@ def give_back_leases(session: Session, token: str, now: datetime) -> None:
     """Give up what a worker holds that ends as it was told to: that is no death."""
     for row in LEASED:
         session.execute(update(row).where(row.lease_token == token).values(**NO_LEASE, due_at=now))
+
+
+def give_back_jobs(session: Session, job_ids: Collection[int], token: str, now: datetime) -> None:
+    """Give up jobs that a worker claimed and did not begin: that is neither a try nor a death."""
+    session.execute(
+        update(JobRow)
+        .where(JobRow.job_id.in_(job_ids), JobRow.lease_token == token)
+        .values(**NO_LEASE, due_at=now, attempts=JobRow.attempts - 1)
+    )
 
 
 def _free(session: Session, row: type[Leased], token: str, now: datetime) -> int:

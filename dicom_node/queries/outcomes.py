@@ -30,6 +30,7 @@ class StoredInstance:
     revision: int
     received_at: datetime
     removed_at: datetime | None = None
+    calling_ae_title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,13 @@ def instances_of(session: Session, study_instance_uid: str) -> tuple[StoredInsta
     rows = instance_rows(session, study_instance_uid)
     held = [
         StoredInstance(
-            Instance.from_facts(row.facts), row.storage_key, row.sha256, revision, row.received_at, row.removed_at
+            Instance.from_facts(row.facts),
+            row.storage_key,
+            row.sha256,
+            revision,
+            row.received_at,
+            row.removed_at,
+            row.calling_ae_title,
         )
         for row, revision in rows
     ]

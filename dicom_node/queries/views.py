@@ -47,6 +47,7 @@ class JobSummary:
     revision: int
     state: str
     outcome: str | None
+    priority: str
     failure: str | None
     attempts: int
     created_at: datetime
@@ -223,6 +224,7 @@ def _summary(row: JobRow) -> JobSummary:
         revision=row.revision,
         state=row.state,
         outcome=row.outcome,
+        priority=row.priority,
         failure=row.failure,
         attempts=row.attempts,
         created_at=row.created_at,

@@ -121,10 +121,10 @@ def test_the_table_of_jobs_holds_one_whole_line_per_job(run: Run, sessions: sess
     status, out, err = run("jobs")
     assert (status, err) == (0, "")
     head, failed, early = out.splitlines()
-    assert head.split()[:4] == ["JOB", "STATE", "OUTCOME", "REV"]
+    assert head.split()[:6] == ["JOB", "STATE", "OUTCOME", "REV", "TRIES", "PRIORITY"]
     assert make_cxr_dataset(study="broken").StudyInstanceUID in failed
     assert "the model is missing; see model.path" in failed
-    assert early.split()[:3] == ["1", "RECEIVING", "-"]
+    assert early.split()[:6] == ["1", "RECEIVING", "-", "1", "0", "ROUTINE"]
 
 
 def test_no_jobs_is_no_error(run: Run) -> None:
@@ -138,6 +138,7 @@ def test_a_job_is_shown_in_full(run: Run, read_json: Callable[..., Any]) -> None
     assert set(shown) >= SUMMARY_KEYS | DETAIL_KEYS
     assert {"at", "event", "detail"} == set(shown["timeline"][0])
     assert len(shown["instances"]) == 2
+    assert shown["priority"] == "ROUTINE"
     status, out, _ = run("jobs", "show", "2")
     assert status == 0
     assert out.startswith("Job 2: FAILED (FAILED)\nWhy: the model is missing; see model.path\n")

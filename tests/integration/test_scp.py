@@ -155,6 +155,13 @@ def send(node: Node, *datasets: Dataset) -> list[int]:
         return [int(assoc.send_c_store(ds).Status) for ds in datasets]
 
 
+@pytest.mark.parametrize(("priority", "kept"), [(0, "MEDIUM"), (1, "HIGH"), (2, "LOW")])
+def test_the_priority_of_a_store_is_kept(node: Node, priority: int, kept: str) -> None:
+    with associated(node) as assoc:
+        assert assoc.send_c_store(make_cxr_dataset(), priority=priority).Status == SUCCESS
+    assert [row.facts["c_store_priority"] for row in node.rows()] == [kept]
+
+
 def send_bytes(assoc: Association, content: bytes, sop_class_uid: str, sop_instance_uid: str) -> Dataset | None:
     """Send the bytes of a dataset as they are, good, bad or none; return the response, None if there was none."""
     request: Any = C_STORE()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from grounding.frugal import FrugalGrounder, is_out_of_memory
 from grounding.predictor import SMALLEST, Predictor
-from grounding.types import OutOfMemoryError, ReportText, Span
+from grounding.types import DeviceLostError, OutOfMemoryError, ReportText, Span
 from tests.model.networks import computing_in_double, make_predictor, tiny_image
 
 TEXT = "There is a small left effusion. The heart is enlarged."
@@ -27,10 +28,10 @@ class ShortOfMemory(Predictor):
         self.error, self.fits, self.where = error, fits, where
         return self
 
-    def ground_many(self, studies: Any) -> Any:
+    def ground_prepared(self, studies: Any) -> Any:
         if not self.fits(self):
             raise self.error
-        return super().ground_many(studies)
+        return super().ground_prepared(studies)
 
     def on_cpu(self) -> Predictor:
         twin = copy(self)
@@ -92,3 +93,51 @@ def test_small_batches_and_a_copy_on_the_processor_say_the_same() -> None:
             assert len(one.boxes) == len(same.boxes)
             for box, twin in zip(one.boxes, same.boxes, strict=True):
                 assert box.box.xyxy == pytest.approx(twin.box.xyxy, abs=1e-6)
+
+
+def test_studies_that_do_not_fit_together_are_asked_for_one_by_one_and_each_is_tried_with_less() -> None:
+    grounder, told = make(CUDA, lambda predictor: predictor._batches == SMALLEST, "cuda")
+    studies = [grounder.prepare([tiny_image(seed=seed)], REPORT) for seed in range(2)]
+    with pytest.raises(OutOfMemoryError, match="2 studies do not fit into memory together"):
+        grounder.ground_prepared(studies)
+    assert told == ["one by one"]
+    assert [grounder.ground_prepared([study])[0].model for study in studies] == [grounder.identity] * 2
+    assert told == ["one by one", "small batches", "small batches"]
+
+
+def test_studies_that_fit_are_grounded_together() -> None:
+    grounder, told = make(CUDA, lambda predictor: True)
+    studies = [grounder.prepare([tiny_image(seed=seed)], REPORT) for seed in range(2)]
+    assert len(grounder.ground_prepared(studies)) == 2
+    assert told == []
+
+
+def test_a_study_that_cannot_even_be_prepared_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    grounder, _ = make(HOST, lambda predictor: True)
+
+    def run_short(image: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(grounder._predictor._processor, "pixels", run_short)
+    with pytest.raises(OutOfMemoryError, match=r"images of 64 x 64; 2 sentences"):
+        grounder.prepare([tiny_image()], REPORT)
+
+
+@pytest.mark.parametrize("method", ["prepare", "ground_prepared"])
+def test_a_bug_of_a_batch_is_no_want_of_memory(method: str) -> None:
+    grounder, told = make(RuntimeError("shapes cannot be multiplied"), lambda predictor: False)
+    with pytest.raises((RuntimeError, ValueError), match=r"multiplied|float32"):
+        if method == "prepare":
+            grounder.prepare([np.zeros((0, 5), np.float32)], REPORT)
+        else:
+            grounder.ground_prepared([grounder.prepare([tiny_image()], REPORT)] * 2)
+    assert told == []
+
+
+def test_a_device_that_is_lost_is_told_apart_from_a_bug_and_from_want_of_memory() -> None:
+    grounder, told = make(torch.AcceleratorError("CUDA error: an illegal memory access\nmore"), lambda predictor: False)
+    study = grounder.prepare([tiny_image()], REPORT)
+    for studies in ([study], [study, study]):
+        with pytest.raises(DeviceLostError, match=r"^CUDA error: an illegal memory access$"):
+            grounder.ground_prepared(studies)
+    assert told == []

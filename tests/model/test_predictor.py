@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from grounding.predictor import Predictor
 from grounding.reading import ReadPhrase, first_of_each
 from grounding.text import read_plain_report
 from grounding.tokens import TextTokens
-from grounding.types import Grounder, ReportText
+from grounding.types import BatchGrounder, ReportText
 from tests.model.networks import TEXTS, computing_in_double, make_predictor, tiny_image
 
 REPORT = read_plain_report(" ".join(TEXTS))
@@ -25,7 +27,7 @@ PREDICTOR = make_predictor()
 
 
 def test_it_is_a_grounder() -> None:
-    grounder: Grounder = PREDICTOR
+    grounder: BatchGrounder = PREDICTOR
     assert grounder.ground([tiny_image()], REPORT).model == PREDICTOR.identity
 
 
@@ -80,6 +82,34 @@ def test_studies_asked_at_once_get_what_each_gets_alone(views: int) -> None:
     assert {f.image for f in together[0].findings} == {0, 1}
     assert not together[1].findings and not together[2].findings
     assert together[3].findings and not any(f.localized for f in together[3].findings)
+
+
+def test_studies_that_are_prepared_keep_no_picture_and_are_computed_in_one_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_predictor(decision={"presence": 0.0})
+    calls: list[tuple[str, int]] = []
+
+    def count(owner: object, name: str, size: Callable[..., int]) -> None:
+        inner = getattr(owner, name)
+
+        def counted(*given: Any) -> Any:
+            calls.append((name, size(*given)))
+            return inner(*given)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(model._network, "encode_images", len)
+    count(model._network.language, "generate", lambda images, prompts, *_: len(prompts))
+    count(model._network, "decode", lambda features, index, *_: len(index))
+    images = [np.repeat(np.repeat(tiny_image(seed=seed), 20, 0), 20, 1) for seed in range(3)]
+    studies = [model.prepare([image], REPORT) for image in images]
+    held = sum(canvas.pixels.numel() for study in studies for canvas in study.canvases)
+    assert held == 3 * model._processor.config.frame.canvas**2 < sum(image.size for image in images) / 100
+    together = model.ground_prepared(studies)
+    assert [name for name, _ in calls] == ["encode_images", "generate", "decode"]
+    assert [size for _, size in calls[:2]] == [3, sum(len(study.pieces) for study in studies)]
+    assert [len(one.findings) for one in together] == [len(model.ground([image], REPORT).findings) for image in images]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (700, 3), (64, 64), (211, 97)])

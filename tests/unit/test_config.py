@@ -130,6 +130,12 @@ def test_relative_paths_belong_to_the_file_and_absolute_ones_stay(load: Load, tm
         ({"storage": {"url": "file://"}}, "storage.url", "file://var/dicom"),
         ({"model": {"device": "gpu"}}, "model.device", "auto, cpu, cuda or cuda:<number>"),
         ({"model": {"batch_size": 0}}, "model.batch_size", "greater than or equal to 1"),
+        (
+            {"priority": {"rules": [{"calling_ae_title": "ER", "priority": "NOW"}]}},
+            "priority.rules.0.priority",
+            "'STAT'",
+        ),
+        ({"priority": {"longest_wait_s": -1}}, "priority.longest_wait_s", "greater than or equal to 0"),
         ({"destinations": [DESTINATION | {"name": "a b"}]}, "destinations.0.name", "letters, digits"),
         ({"destinations": [DESTINATION | {"protocol": "fax"}]}, "destinations.0.protocol", "'dimse'"),
         ({"destinations": [DESTINATION | {"sr_class": "2d"}]}, "destinations.0.sr_class", "'comprehensive'"),

@@ -30,7 +30,15 @@ from pydicom.uid import (
 
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.header import MANUFACTURER
-from dicom_node.instance import _KEYWORDS, _LAST_READ, MAX_HEADER_BYTES, MAX_REFERENCES, Instance, read_instance
+from dicom_node.instance import (
+    _KEYWORDS,
+    _LAST_READ,
+    MAX_HEADER_BYTES,
+    MAX_REFERENCES,
+    Instance,
+    read_instance,
+    with_c_store_priority,
+)
 from tests.builders import (
     CR_STORAGE,
     DX_PROCESSING_STORAGE,
@@ -364,3 +372,31 @@ def test_a_long_report_is_identified_by_its_beginning() -> None:
     content = encode(make_report_dataset(sections))
     assert len(content) > 1.5 * MAX_HEADER_BYTES
     assert read_instance(content).role == "report"
+
+
+def make_request(priority: str) -> Dataset:
+    """Return an image with a request of this priority in its Request Attributes Sequence."""
+    request = Dataset()
+    request.RequestedProcedurePriority = priority
+    return make_cxr_dataset(RequestAttributesSequence=[request])
+
+
+@pytest.mark.parametrize(
+    ("ds", "priority"),
+    [
+        (make_cxr_dataset(), ""),
+        (make_cxr_dataset(RequestedProcedurePriority="STAT"), "STAT"),
+        (make_cxr_dataset(RequestedProcedurePriority="stat", StudyPriorityID="LOW"), "STAT"),
+        (make_cxr_dataset(StudyPriorityID="HIGH"), "HIGH"),
+        (make_request("HIGH"), "HIGH"),
+        (make_report_dataset(RequestedProcedurePriority="ROUTINE"), "ROUTINE"),
+    ],
+)
+def test_the_priority_of_the_order_is_read(ds: Dataset, priority: str) -> None:
+    assert read_instance(encode(ds)).procedure_priority == priority
+
+
+@pytest.mark.parametrize(("value", "priority"), [(0, "MEDIUM"), (1, "HIGH"), (2, "LOW"), (7, "")])
+def test_the_priority_of_a_store_is_kept_with_the_instance(value: int, priority: str) -> None:
+    instance = with_c_store_priority(read_instance(encode(make_cxr_dataset())), value)
+    assert Instance.from_facts(instance.facts()).c_store_priority == priority

@@ -17,6 +17,7 @@ SUMMARY: dict[str, Any] = {
     "revision": 2,
     "state": "FAILED",
     "outcome": "FAILED",
+    "priority": "STAT",
     "failure": "the archive is away; start it, then run `knowmvg jobs retry 7`",
     "attempts": 3,
     "created_at": "2026-01-02T10:00:00+00:00",
@@ -77,7 +78,16 @@ class Reader(HTMLParser):
 
 def test_the_list_shows_jobs_counts_and_links() -> None:
     page = Reader(render_jobs([SUMMARY], {"FAILED": 1, "DELIVERED": 41}, None))
-    for shown in ("7", "FAILED", "1.2.840.99", "2026-01-02 10:00:05", "the archive is away", "all 42", "DELIVERED 41"):
+    for shown in (
+        "7",
+        "FAILED",
+        "STAT",
+        "1.2.840.99",
+        "2026-01-02 10:00:05",
+        "the archive is away",
+        "all 42",
+        "DELIVERED 41",
+    ):
         assert shown in page.text
     assert "/jobs/7" in page.links
     assert {f"/?state={state}" for state in STATES} <= set(page.links)

@@ -69,7 +69,7 @@ def test_the_command_set_of_a_store_request_is_read(has_dataset: bool) -> None:
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(CR), UID("1.2.3")
     request.DataSet = BytesIO(b"12") if has_dataset else None
     command = decode_command(request_bytes(request, C_STORE_RQ()))
-    assert command == Command(pdata.C_STORE_RQ, 513, has_dataset, CR, "1.2.3")
+    assert command == Command(pdata.C_STORE_RQ, 513, has_dataset, CR, "1.2.3", priority=1)
 
 
 def test_the_command_set_of_another_request_is_read() -> None:

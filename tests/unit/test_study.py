@@ -25,6 +25,7 @@ from dicom_node.study import (
     State,
     Waiting,
     backoff,
+    batch_size,
     completion,
     look_again_at,
     may_retry,
@@ -147,3 +148,11 @@ def test_bugs_are_tried_a_few_times_and_what_is_away_for_a_day() -> None:
 
 def test_work_is_set_aside_after_three_deaths() -> None:
     assert [quarantine_reason("x", deaths) is None for deaths in range(5)] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds_each", "size"),
+    [(8, None, 8), (8, 0.0, 8), (8, 0.1, 8), (8, 0.5, 6), (8, 1.4, 2), (8, 60.0, 1), (1, None, 1), (64, 0.1, 30)],
+)
+def test_a_batch_takes_a_few_seconds_at_most(wanted: int, seconds_each: float | None, size: int) -> None:
+    assert batch_size(wanted, seconds_each) == size
