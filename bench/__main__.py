@@ -11,6 +11,8 @@ SMALL = {
     "broker": ["--messages", "60"],
     "receiver": ["--large", "10", "--small", "60"],
     "model": ["--studies", "5"],
+    "scaling": ["--studies", "4", "--runs", "1"],
+    "memory": ["--seconds", "2"],
     "full_size": ["--size", "tiny", "--studies", "4", "--batches", "1", "4", "--caches", "growing", "static"],
 }
 """The arguments that make a benchmark small."""
