@@ -1,16 +1,17 @@
 """Two of every part at once, on one PostgreSQL, Redis and storage folder: all the work is done, none of it twice.
 
 The instances of a study come at the same time to both receivers, both schedulers close studies and ring for the same
-jobs, and the workers of a queue share what is rung.
+jobs, and the workers of a queue share what is rung. Somebody else rings all the time for whatever there may be.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +19,15 @@ import pytest
 from pydicom.dataset import Dataset
 from sqlalchemy import select
 
+from dicom_node.config import Settings
 from dicom_node.queries import make_engine, make_sessions
 from dicom_node.tables import DispatchRow, EventRow, JobRow
 from tests.acceptance.peers import ROOT, Node, Process, wait_until
 from tests.fakes import FakePacs
 from tests.faults.site import Site, Tally, make_study, part_files, stray_files
 from tests.servers import Redis
+from workers.app import make_app, make_ring
+from workers.tasks import TASK_QUEUES
 
 STUDIES, INSTANCES = 12, 3
 QUIET_S = 8
@@ -90,6 +94,27 @@ def send_apart(site: Site, study: list[Dataset]) -> None:
         list(pool.map(lambda ds: site.send([ds]), study))
 
 
+@contextmanager
+def ringing(settings: Settings) -> Iterator[None]:
+    """Ring for all jobs and dispatches that there may be, again and again: two workers are at each at once."""
+    ring, stop = make_ring(make_app(settings)), threading.Event()
+
+    def run() -> None:
+        while not stop.wait(0.5):
+            for number in range(1, 2 * STUDIES):
+                for task in TASK_QUEUES:
+                    ring(task, number)
+                    ring(task, number)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def told(processes: list[Process], event: str) -> list[int]:
     """Return how often each process logged an event."""
     return [process.output().count(f" {event} ") for process in processes]
@@ -116,9 +141,10 @@ def check_rows(node: Node, site: Site) -> None:
 def test_two_of_every_part_do_everything_once(node: Node, pacs: FakePacs, parts: dict[str, list[Process]]) -> None:
     site = Site(node, pacs)
     studies = [make_study(f"scale out {number}", INSTANCES - 1) for number in range(STUDIES)]
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(lambda study: send_apart(site, study), studies))
-    tally = site.count(Tally("two of every part", f"{STUDIES} studies"), 300)
+    with ringing(site.settings):
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda study: send_apart(site, study), studies))
+        tally = site.count(Tally("two of every part", f"{STUDIES} studies"), 300)
     assert tally.counts == (0, 0, 0, 0)
     check_rows(node, site)
     assert set(pacs.stores.values()) == {1}
