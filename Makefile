@@ -71,10 +71,12 @@ peers:  ## Install the foreign peers of the tests (DCMTK, Orthanc, Redis, …) w
 	@tests/install-peers.sh
 
 .PHONY: lock
-lock:  ## Resolve requirements.lock anew from pyproject.toml and requirements.in (needs uv).
+lock:  ## Resolve requirements.lock anew from pyproject.toml and requirements.in, and the image's part of it (needs uv).
 	@command -v $(UV) >/dev/null || { echo "make lock needs uv: $(PYTHON) -m pip install uv" >&2; exit 1; }
 	$(UV) pip compile requirements.in pyproject.toml --extra dev --extra train --universal --python-version 3.11 --generate-hashes \
 	    --no-header --override <(echo '$(TORCH) ; sys_platform == "never"') -o requirements.lock
+	$(UV) pip compile requirements.in pyproject.toml --constraint requirements.lock --universal --python-version 3.11 \
+	    --generate-hashes --no-header --override <(echo '$(TORCH) ; sys_platform == "never"') -o deploy/requirements.lock
 
 .PHONY: clean
 clean:  ## Remove what was built and what the tools remember; keeps var/ (studies).

@@ -11,6 +11,8 @@ SMALL = {
     "receiver": ["--rounds", "1", "--share", "0.1", "--curve", "1", "4"],
     "model": ["--studies", "5"],
     "batching": ["--studies", "16", "--batches", "8"],
+    "scaling": ["--studies", "4", "--runs", "1"],
+    "memory": ["--seconds", "2"],
     "full_size": ["--size", "tiny", "--studies", "4", "--batches", "1", "4", "--caches", "growing", "static"],
 }
 """The arguments that make a benchmark small."""

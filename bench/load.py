@@ -88,6 +88,12 @@ def exactly(connection: socket.socket, count: int) -> bytes:
     return content
 
 
+def rest() -> bool:
+    """Keep pynetdicom from reading what comes (in place of its `_is_transport_event`)."""
+    time.sleep(0.05)
+    return False
+
+
 class Sender(threading.Thread):
     """One association that sends its share of the instances."""
 
@@ -105,7 +111,7 @@ class Sender(threading.Thread):
         """Send them, one after the other."""
         association = self._association
         association._reactor_checkpoint.clear()
-        association.dul._is_transport_event = lambda: time.sleep(0.05) or False  # pynetdicom is to leave it alone
+        association.dul._is_transport_event = rest
         connection = association.dul.socket.socket
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(ANSWER_S)

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.queries import make_engine, make_sessions, upgrade_schema
-from tests.servers import Redis, create_database, run_postgres
+from tests.servers import RabbitMQ, Redis, create_database, run_postgres
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -75,3 +75,17 @@ def redis_server(tmp_path: Path) -> Iterator[Redis]:
     server = Redis(tmp_path)
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def _rabbitmq() -> Iterator[RabbitMQ]:
+    server = RabbitMQ()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def rabbitmq_server(_rabbitmq: RabbitMQ) -> RabbitMQ:
+    """A RabbitMQ server without queues, which the test may kill and start again; it takes seconds to start."""
+    _rabbitmq.reset()
+    return _rabbitmq

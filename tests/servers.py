@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import amqp
 import psycopg
 
-from tests.acceptance.peers import missing
+from tests.acceptance.peers import free_port, missing
 
 START_S = 30
 FOLDERS = ("/usr/lib/postgresql", "/usr/local/pgsql")
@@ -163,9 +164,12 @@ def _unprivileged(command: Sequence[str | Path]) -> list[str]:
 
 
 class Redis:
-    """A Redis server that keeps its messages over a restart; skips the test where there is none installed."""
+    """A Redis server that keeps its messages over a restart; skips the test where there is none installed.
 
-    def __init__(self, folder: Path) -> None:
+    With `certificate` (and its key) it speaks TLS at `tls_url`, too.
+    """
+
+    def __init__(self, folder: Path, certificate: tuple[Path, Path] | None = None) -> None:
         program = shutil.which("redis-server")
         if program is None:
             missing("redis-server is not installed")
@@ -174,6 +178,10 @@ class Redis:
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
         self._command = [str(program), *options, "--appendfsync", "always", "--save", "", "--logfile", "redis.log"]
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        if certificate is not None:
+            self.tls_url = f"rediss://127.0.0.1:{(port := free_port())}/0"
+            files = ["--tls-cert-file", str(certificate[0]), "--tls-key-file", str(certificate[1])]
+            self._command += ["--tls-port", str(port), *files, "--tls-auth-clients", "no"]
         self.start()
 
     def start(self) -> None:
@@ -189,6 +197,8 @@ class Redis:
         self._process.kill()
         self._process.wait()
 
+    close = kill
+
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
@@ -196,3 +206,119 @@ class Redis:
                 return connection.recv(16).startswith(b"+PONG")
         except OSError:
             return False
+
+
+class RabbitMQ:
+    """A RabbitMQ server and its port mapper, on loopback alone; skips the test where there is none installed.
+
+    It keeps its messages over a kill. Queues are the only thing that a test leaves: `reset` removes them. With
+    `certificate` (and its key) it speaks TLS at `tls_url`, too.
+    """
+
+    PROGRAMS = Path("/usr/lib/rabbitmq/bin")
+    QUEUES = ("gpu", "io")
+
+    def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
+        if not (self.PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
+            missing("rabbitmq-server is not installed")
+        self.folder = Path(tempfile.mkdtemp(prefix="knowmvg-rabbitmq-"))
+        self.port, distribution, mapper = free_port(), free_port(), free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "rabbitmq", "rabbitmq")
+        settings = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "log.console = false", "log.file.level = warning"]
+        if certificate is not None:
+            self.tls_url = f"amqps://guest:guest@127.0.0.1:{(port := free_port())}//"
+            kept = [shutil.copy(path, self.folder) for path in certificate]
+            for path in kept if os.geteuid() == 0 else []:
+                shutil.chown(path, "rabbitmq", "rabbitmq")
+            settings += [f"listeners.ssl.1 = 127.0.0.1:{port}", "ssl_options.verify = verify_none"]
+            settings += [f"ssl_options.certfile = {kept[0]}", f"ssl_options.keyfile = {kept[1]}"]
+        (self.folder / "rabbitmq.conf").write_text("\n".join(settings) + "\n")
+        (self.folder / "enabled_plugins").write_text("[].\n")
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),  # of the cookie by which `rabbitmqctl` is let in
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(mapper),
+            "RABBITMQ_NODENAME": f"tests-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.folder / "log"),
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CTL_ERL_ARGS": "-start_epmd false",
+        }
+        self._mapper = self._run("epmd")
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it lets somebody in."""
+        self._process = self._run(str(self.PROGRAMS / "rabbitmq-server"))
+        deadline = time.monotonic() + 3 * START_S
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < deadline, self._log()
+            time.sleep(0.1)
+
+    def reset(self) -> None:
+        """Remove what tests may have left."""
+        with self._connect() as connection, connection.channel() as channel:
+            for name in self.QUEUES:
+                channel.queue_delete(name)
+
+    def control(self, *arguments: str) -> str:
+        """Run `rabbitmqctl` and return what it prints."""
+        command = [str(self.PROGRAMS / "rabbitmqctl"), "--quiet", *arguments]
+        done = subprocess.run(
+            self._unprivileged(command), env=self._environment, capture_output=True, text=True, check=True, timeout=60,
+            cwd=self.folder,
+        )  # fmt: skip
+        return done.stdout
+
+    def kill(self) -> None:
+        """End it as `kill -9` does.
+
+        Not in the three seconds after it took a new quorum queue: only then is the queue's name on disk (dets), and
+        RabbitMQ 3.10 would come back with a queue that never finds a leader.
+        """
+        self.control("eval", "lists:foreach(fun dets:sync/1, dets:all()).")
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it and its port mapper, and remove its files."""
+        for process in (self._process, self._mapper):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "console").open("ab") as log:
+            return subprocess.Popen(
+                self._unprivileged(command), env=self._environment, cwd=self.folder, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+
+    @staticmethod
+    def _unprivileged(command: Sequence[str]) -> list[str]:
+        if os.geteuid() != 0:
+            return list(command)
+        return ["setpriv", "--reuid=rabbitmq", "--regid=rabbitmq", "--clear-groups", "--", *command]
+
+    def _connect(self) -> amqp.Connection:
+        return amqp.Connection(f"127.0.0.1:{self.port}", userid="guest", password="guest", connect_timeout=2)
+
+    def _answers(self) -> bool:
+        try:
+            with self._connect():
+                return True
+        except (OSError, amqp.exceptions.AMQPError):
+            return False
+
+    def _log(self) -> str:
+        return (self.folder / "console").read_text(errors="replace")[-2000:]

@@ -7,11 +7,14 @@ knows, by lease and attempts, what redelivery by the broker would have to be tol
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from amqp.exceptions import AMQPError
 from celery import Celery
+from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
@@ -46,8 +49,14 @@ REDIS_OPTIONS: dict[str, Any] = {
     "health_check_interval": 25,
     "global_keyprefix": "knowmvg:",
 }
+AMQP_TRANSPORT = "workers.rabbitmq:Transport"
 AMQP_OPTIONS: dict[str, Any] = {"confirm_publish": True}
+AMQP_PUBLISH: dict[str, Any] = {"timeout": CONNECT_TIMEOUT_S, "confirm_timeout": CONNECT_TIMEOUT_S}
+"""A RabbitMQ that is short of memory or disk confirms nothing, and would be waited for without end."""
 QUORUM_QUEUE = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+
+BROKER_ERRORS = (OperationalError, AMQPError)
+"""What a broker raises that is away, takes nothing, or lets us in no more."""
 
 
 def make_app(settings: Settings) -> Celery:
@@ -74,17 +83,21 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_timeout=CONNECT_TIMEOUT_S,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_heartbeat=10,
+        # A solo pool hears nothing while it works: RabbitMQ would hang up on every step of more than two heartbeats.
+        # Who is gone is found by TCP (keep-alive), and a ring that is lost with him is rung again.
+        broker_heartbeat=0,
+        worker_consumer="workers.rabbitmq:RingConsumer",
         broker_transport_options=transport_options(settings),
+        broker_use_ssl=tls_options(settings.broker.url),
     )
-    if not scheme:
-        app.conf.broker_transport = EMBEDDED_TRANSPORT
+    if not scheme or is_amqp(scheme):
+        app.conf.broker_transport = AMQP_TRANSPORT if scheme else EMBEDDED_TRANSPORT
     return app
 
 
 def make_queues(scheme: str) -> list[Queue]:
     """Return the queues; on RabbitMQ they are quorum queues, which survive the loss of a server."""
-    arguments = QUORUM_QUEUE if scheme.startswith("amqp") else None
+    arguments = QUORUM_QUEUE if is_amqp(scheme) else None
     return [
         Queue(name, Exchange(name), routing_key=name, queue_arguments=arguments)  # type: ignore[no-untyped-call]
         for name in QUEUES
@@ -99,14 +112,25 @@ def transport_options(settings: Settings) -> dict[str, Any]:
     return REDIS_OPTIONS if scheme.startswith("redis") else AMQP_OPTIONS
 
 
+def tls_options(url: str) -> dict[str, Any] | None:
+    """Return what makes kombu check the broker's certificate, and the name in it, against the system's authorities."""
+    parts = urlsplit(url)
+    options: dict[str, dict[str, Any]] = {
+        "rediss": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
+        "amqps": {"server_hostname": parts.hostname},
+    }
+    return options.get(parts.scheme)
+
+
 def make_ring(app: Celery) -> Callable[[str, int], bool]:
     """Return the function that rings for a task with a row's number; a broker that is away costs only a wait."""
+    options = AMQP_PUBLISH if is_amqp(app.conf.broker_url) else {}
 
     def ring(task: str, number: int) -> bool:
         try:
-            app.send_task(task, (number,), queue=TASK_QUEUES[task])
+            app.send_task(task, (number,), queue=TASK_QUEUES[task], **options)
             return True
-        except OperationalError as error:
+        except BROKER_ERRORS as error:
             log_event(logger, "broker unavailable", level=logging.WARNING, task=task, number=number, reason=error)
             return False
 
@@ -116,9 +140,29 @@ def make_ring(app: Celery) -> Callable[[str, int], bool]:
 def check_broker(settings: Settings) -> str:
     """Return one sentence on the broker, if a message could be sent now; raises NodeError that says why not."""
     where = masked(settings)["broker"]["url"]
-    with make_app(settings).connection_for_write() as connection:
-        try:
-            connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_S, reraise_as_library_errors=True)
-        except OperationalError as error:
-            raise NodeError(f"broker {where} does not answer: {error}; see broker.url") from error
+    connection = make_app(settings).connection_for_write()
+    try:
+        connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_S, reraise_as_library_errors=True)
+        if is_amqp(settings.broker.url):
+            _check_publishing(connection, where)
+    except BROKER_ERRORS as error:
+        raise NodeError(f"broker {where} does not answer: {error}; see broker.url") from error
+    finally:
+        connection.collect()  # without a farewell, which a broker that takes nothing would not answer
     return f"{where} answers"
+
+
+def _check_publishing(connection: Connection, where: str) -> None:
+    """Publish a message that goes to no queue. Raises NodeError where RabbitMQ takes none."""
+    try:
+        producer = connection.Producer()  # type: ignore[no-untyped-call]  # kombu ships no types
+        producer.publish({}, exchange="", routing_key="knowmvg-check", **AMQP_PUBLISH)
+    except TimeoutError as error:
+        raise NodeError(
+            f"broker {where} answers, but takes no messages: short of memory or disk? See `rabbitmq-diagnostics alarms`"
+        ) from error
+
+
+def is_amqp(url: str) -> bool:
+    """Tell whether a URL, or its scheme, is that of RabbitMQ."""
+    return url.partition(":")[0] in ("amqp", "amqps")

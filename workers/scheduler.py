@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from dicom_node import queries, study
@@ -74,7 +75,7 @@ def ring_for_due_jobs(resources: Resources) -> None:
     with resources.sessions.begin() as session:
         due = queries.jobs_to_ring(session, now, BATCH)
         queries.rung(session, [job_id for job_id, _ in due], now, now + RING_AGAIN)
-    unheard = [job_id for job_id, state in due if not resources.ring(steps[state], job_id)]
+    unheard = _ring([(steps[state], job_id) for job_id, state in due], resources)
     if unheard:
         with resources.sessions.begin() as session:
             queries.rung(session, unheard, now + RING_AGAIN, now + RING_SOON)
@@ -97,12 +98,20 @@ def ring_for_due_errands(resources: Resources) -> None:
         queries.dispatches_rung(session, dispatches, now, now + RING_AGAIN)
         requests = queries.requests_to_ring(session, now, BATCH)
         queries.requests_rung(session, requests, now + RING_AGAIN)
-    unheard = [dispatch_id for dispatch_id in dispatches if not resources.ring("deliver", dispatch_id)]
-    untold = [request_id for request_id in requests if not resources.ring("tell", request_id)]
+    unheard = _ring([("deliver", dispatch_id) for dispatch_id in dispatches], resources)
+    untold = _ring([("tell", request_id) for request_id in requests], resources)
     if unheard or untold:
         with resources.sessions.begin() as session:
             queries.dispatches_rung(session, unheard, now + RING_AGAIN, now + RING_SOON)
             queries.requests_rung(session, untold, now + RING_SOON)
+
+
+def _ring(rings: Sequence[tuple[str, int]], resources: Resources) -> list[int]:
+    """Ring, and return the numbers that went unheard: all from the first, so that not each waits for a broker."""
+    for position, (task, number) in enumerate(rings):
+        if not resources.ring(task, number):
+            return [number for _, number in rings[position:]]
+    return []
 
 
 def apply_retention(resources: Resources) -> None:

@@ -47,8 +47,14 @@ def _describe_exposed(settings: Settings, config: Path | None) -> str:
     files += [destination.tls.key for destination in settings.destinations if destination.tls]
     if config is not None and _holds_password(config):
         files.append(config)
-    exposed = [str(path) for path in files if path is not None and path.exists() and path.stat().st_mode & 0o077]
+    exposed = [str(path) for path in files if path is not None and path.exists() and _is_exposed(path)]
     return f"; other users can read the secrets in {', '.join(exposed)}: chmod 600" if exposed else ""
+
+
+def _is_exposed(path: Path) -> bool:
+    """Tell whether others than its user can read a secret; root's may be given to a group, as in containers."""
+    found = path.stat()
+    return bool(found.st_mode & (0o037 if found.st_uid == 0 else 0o077))
 
 
 def _holds_password(config: Path) -> bool:

@@ -1,7 +1,8 @@
-"""The parts of the node as separate processes on PostgreSQL and Redis, as in production."""
+"""The parts of the node as separate processes on PostgreSQL and Redis or RabbitMQ, as in production."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 from tests.acceptance.peers import ROOT, Node, Process, wait_until
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs
-from tests.servers import Redis
+from tests.servers import RabbitMQ, Redis
 
 PARTS = (("receiver",), ("console",), ("scheduler",), ("worker", "--queues", "gpu"), ("worker", "--queues", "io"))
 
@@ -23,11 +24,18 @@ def pacs() -> Iterator[FakePacs]:
         yield pacs
 
 
+@pytest.fixture(params=["redis", "rabbitmq"])
+def server(request: pytest.FixtureRequest) -> Redis | RabbitMQ:
+    """A broker."""
+    server: Redis | RabbitMQ = request.getfixturevalue(f"{request.param}_server")
+    return server
+
+
 @pytest.fixture
-def node(tmp_path: Path, pacs: FakePacs, postgres_url: str, redis_server: Redis) -> Node:
+def node(tmp_path: Path, pacs: FakePacs, postgres_url: str, server: Redis | RabbitMQ) -> Node:
     """The configuration of a node; nothing runs."""
     archive = {"name": "archive", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}
-    broker, database = {"url": redis_server.url}, {"url": postgres_url}
+    broker, database = {"url": server.url}, {"url": postgres_url}
     return Node(tmp_path / "node", destinations=[archive], broker=broker, database=database)
 
 
@@ -37,12 +45,14 @@ def start(node: Node, part: tuple[str, ...]) -> Process:
 
 
 @pytest.mark.timeout(400)
-def test_study_goes_all_the_way_on_postgresql_and_redis(node: Node, pacs: FakePacs) -> None:
+def test_study_goes_all_the_way_on_postgresql_and_a_broker(node: Node, pacs: FakePacs) -> None:
     assert "db upgrade" in node.run("scheduler", check=False).stderr
     node.run("db", "upgrade")
     with ExitStack() as stack:
         for part in PARTS:
             stack.callback(start(node, part).stop)
+        checks = {one["name"]: one for one in json.loads(node.run("check", "--json").stdout)["checks"]}
+        assert checks["broker"]["ok"], checks
         wait_until(node.echo, "the receiver to answer")
         image = make_cxr_dataset(study="production")
         assert node.send_datasets(image, make_report_dataset(study="production", image=image)).returncode == 0

@@ -115,6 +115,10 @@ def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:
     assert f"other users can read the secrets in {password}: chmod 600" in found.detail
     password.chmod(0o600)
     assert "chmod" not in check_configuration(load_settings(path, {}), path).detail
+    password.chmod(0o640)  # as containers are given it, where it is root's
+    by_group = check_configuration(load_settings(path, {}), path).detail
+    assert ("chmod" in by_group) == (password.stat().st_uid != 0)
+    password.chmod(0o600)
     path.write_text("broker: {url: 'redis://:secret@queue'}\n")
     path.chmod(0o644)
     assert str(path) in check_configuration(load_settings(path, {}), path).detail.partition("secrets in")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from sqlalchemy import text
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
 from workers.app import make_app
+from workers.resources import RING_SOON
+from workers.scheduler import sweep
 from workers.steps import STEPS
 from workers.tasks import add_tasks
 
@@ -28,10 +31,10 @@ def app(rig: Rig) -> Celery:
     return app
 
 
-def store_study(rig: Rig) -> int:
-    image = make_cxr_dataset()
+def store_study(rig: Rig, study: str = "1") -> int:
+    image = make_cxr_dataset(study=study)
     rig.store(image)
-    job_id = rig.store(make_report_dataset(image=image)).job_id
+    job_id = rig.store(make_report_dataset(study=study, image=image)).job_id
     assert job_id is not None
     return job_id
 
@@ -62,3 +65,19 @@ def test_bug_fails_the_task(rig: Rig, app: Celery) -> None:
     with pytest.raises(ZeroDivisionError):
         task(job_id)
     assert rig.job(job_id)["attempts"] == 1
+
+
+def test_sweep_rings_once_in_vain_and_again_soon_where_the_broker_takes_nothing(rig: Rig) -> None:
+    """Each ring waits for seconds: one in vain tells that the others would be."""
+    jobs = {store_study(rig, f"study {number}") for number in range(3)}
+    tried: list[int] = []
+
+    def ring(task: str, number: int) -> bool:
+        tried.append(number)
+        return False
+
+    rig.clock.move(seconds=QUIET_S)
+    sweep(replace(rig.resources, ring=ring))
+    assert len(tried) == 1
+    rig.sweep(seconds=RING_SOON.total_seconds())
+    assert {number for task, number in rig.rings if task == "ground"} == jobs
