@@ -5,7 +5,7 @@
 The model is replaced by a fixed wait, so that what is measured is everything around it (claims, rings, files, rows) and
 not the cores of this machine; the rest is the node's own: PostgreSQL, Redis, the sweep, the steps. Each worker gets the
 same number of studies, and has an `io` worker at its side. `grounded` counts from the first ring to the last row
-GROUNDED; `delivered` to the last row DELIVERED, with DCMTK's storescp as archive: writing and sending do take a core,
+GROUNDED; `delivered` to the last row DELIVERED, with a stand-in as archive: writing, sending and taking do take a core,
 so that this one stops growing where the cores end. The share of linear compares with the rate of one worker in the
 same round; medians of all rounds.
 """
@@ -31,7 +31,6 @@ from pathlib import Path
 import yaml
 from sqlalchemy import func, select
 
-from bench.receiver import free_port, listening
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings, load_settings
 from dicom_node.instance import read_instance
@@ -40,7 +39,7 @@ from dicom_node.storage import instance_key
 from dicom_node.tables import EventRow, JobRow
 from grounding.types import Grounding, Image, ModelIdentity, ReportText
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
-from tests.fakes import FakeGrounder
+from tests.fakes import FakeGrounder, FakePacs
 from tests.servers import Postgres, Redis
 from workers import tasks
 from workers.app import make_app
@@ -66,6 +65,14 @@ class WaitingGrounder:
     def identity(self) -> ModelIdentity:
         """Whom the results name."""
         return self.answers.identity
+
+    def prepare(self, images: Sequence[Image], report: ReportText) -> tuple[Sequence[Image], ReportText]:
+        """Return what `ground` takes."""
+        return self.answers.prepare(images, report)
+
+    def ground_prepared(self, studies: Sequence[tuple[Sequence[Image], ReportText]]) -> list[Grounding]:
+        """Wait for each: that it gains nothing from a batch makes workers comparable."""
+        return [self.ground(images, report) for images, report in studies]
 
     def ground(self, images: Sequence[Image], report: ReportText) -> Grounding:
         """Wait, then answer."""
@@ -161,7 +168,7 @@ def site() -> Iterator[tuple[Path, Settings]]:
     """Give the configuration of a node on PostgreSQL and Redis, with an archive; no part of it runs yet."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(listening(["storescp", "--ignore", "-aet", "ARCHIVE", str(port := free_port())], port))
+        port = stack.enter_context(FakePacs("ARCHIVE")).port
         postgres, redis = Postgres(), Redis(folder)
         stack.callback(postgres.close)
         stack.callback(redis.kill)
