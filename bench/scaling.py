@@ -156,6 +156,7 @@ def write_config(folder: Path, database: str, broker: str, port: int) -> Path:
         "database": {"url": database},
         "broker": {"url": broker},
         "assembly": {"quiet_period_s": 0},
+        "model": {"batch_size": 1},  # a wait for each study gains nothing from a batch, which one worker would take
         "destinations": [destination],
     }
     path = folder / "config.yaml"
