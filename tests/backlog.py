@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
@@ -137,8 +139,7 @@ SR, GSPS, DX, BASIC_SR = (f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("88.34"
 def fill(engine: Engine, count: int, now: datetime, under_way: int) -> None:
     """Make the rows of `count` jobs in an empty database, indices last; so many are under way."""
     indices = [index for table in Base.metadata.sorted_tables for index in table.indexes]
-    with engine.begin() as connection:
-        _hurry(connection)
+    with engine.connect() as connection, _hurried(connection):
         for index in indices:
             index.drop(connection)
         for statement, values in _statements(connection.dialect.name, count, now, under_way):
@@ -149,17 +150,26 @@ def fill(engine: Engine, count: int, now: datetime, under_way: int) -> None:
             index.create(connection)
         if connection.dialect.name == "postgresql":  # which numbers jobs by a sequence
             connection.execute(text("SELECT setval('jobs_job_id_seq', (SELECT max(job_id) FROM jobs))"))
+    engine.dispose()  # its next connections are as the node's are
     if engine.dialect.name == "postgresql":  # as its autovacuum does by itself; nobody does it for SQLite
         with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             connection.execute(text("SET statement_timeout = 0"))
             connection.execute(text("VACUUM ANALYZE"))
 
 
-def _hurry(connection: Connection) -> None:
-    postgresql = ("SET LOCAL statement_timeout = 0", "SET LOCAL session_replication_role = replica")
-    sqlite = ("PRAGMA cache_size = -500000", "PRAGMA defer_foreign_keys = ON")
-    for statement in postgresql if connection.dialect.name == "postgresql" else sqlite:
-        connection.execute(text(statement))
+@contextmanager
+def _hurried(connection: Connection) -> Iterator[None]:
+    """A transaction that no reader and no crash is to survive, and in which nobody looks whether rows refer to rows."""
+    if connection.dialect.name == "sqlite":
+        driver: Any = connection.connection.driver_connection
+        for setting in ("journal_mode = OFF", "synchronous = OFF", "foreign_keys = OFF", "cache_size = -500000"):
+            driver.execute(f"PRAGMA {setting}")
+    with connection.begin():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+            connection.execute(text("SET LOCAL maintenance_work_mem = '512MB'"))
+        yield
 
 
 def _statements(dialect: str, count: int, now: datetime, under_way: int) -> list[tuple[str, dict[str, object]]]:
