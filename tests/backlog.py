@@ -229,7 +229,7 @@ def _numbers(dialect: str, count: int, now: datetime, under_way: int) -> str:
         )
         instant = "strftime('%Y-%m-%d %H:%M:%f000', {}, 'unixepoch')"
     seconds = int(now.timestamp())
-    due = f"CASE WHEN n > {count - under_way} THEN {seconds} + n * 7919 % 600 ELSE seconds END"
+    due = f"CASE WHEN n > {count - under_way} THEN {seconds} + n * 61 % 600 ELSE seconds END"
     return _NUMBERS.format(
         series=series, count=count, under_way=under_way, years=YEARS_S, now=seconds,
         at=instant.format("seconds"), later=instant.format("seconds + 30"), due=instant.format(due),
