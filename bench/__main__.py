@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 SMALL = {
-    "backlog": ["--jobs", "20000"],
+    "backlog": ["--jobs", "20000", "--records", "200"],
     "broker": ["--messages", "60"],
     "receiver": ["--large", "10", "--small", "60"],
     "model": ["--studies", "5"],

@@ -1,6 +1,6 @@
 """Whether a backlog slows the node: every question that it asks of its rows, with a million jobs and with none.
 
-    python -m bench.backlog [--jobs 1000000] [--engines sqlite postgresql] [--repeats 7] [--records 200]
+    python -m bench.backlog [--jobs 1000000] [--engines sqlite postgresql] [--repeats 7] [--records 500]
 
 Per engine a database of so many jobs (nearly all of which ended, some thousands under way) and an empty one, as
 `tests/backlog.py` makes them. Medians of times until the values are there, as the node asks: statements, rows and
@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -55,13 +55,18 @@ class Report:
             self.missed.append(name)
         print(f"{name:44} {full:10.2f} {empty:10.2f} {target_ms:9.0f} {_met(full <= target_ms)}", flush=True)
 
-    def add_ratio(self, name: str, full: float, empty: float) -> None:
-        """Print how much longer something takes, and whether the target was met."""
-        ratio = full / empty
+    def add_ratio(self, name: str, with_jobs: Sequence[float], without: Sequence[float]) -> None:
+        """Print how much longer something takes, and whether the target was met; of means, too, which have the rare
+        commits in them at which SQLite copies its log into the database."""
+        full, empty = statistics.median(with_jobs), statistics.median(without)
+        ratio, of_means = full / empty, statistics.mean(with_jobs) / statistics.mean(without)
         if ratio > RECORD_RATIO:
             self.missed.append(name)
         met = _met(ratio <= RECORD_RATIO)
-        print(f"{name:44} {full:10.3f} {empty:10.3f} {RECORD_RATIO:8.2f}x {met} ({ratio:.3f} x)", flush=True)
+        print(
+            f"{name:44} {full:10.3f} {empty:10.3f} {RECORD_RATIO:8.2f}x {met} ({ratio:.3f} x, means {of_means:.3f} x)",
+            flush=True,
+        )
 
 
 def _met(met: bool) -> str:
@@ -162,7 +167,7 @@ def measure(engine: str, arguments: argparse.Namespace, report: Report) -> None:
                 times = [median_ms(arguments.repeats, ask(sessions, asked)) for sessions in (of_full, of_empty)]
                 report.add(f"{engine} {question}", times[0], times[1], target)
         with_jobs, without = measure_records(of_full, of_empty, arguments.records)
-        report.add_ratio(f"{engine} an instance filed", statistics.median(with_jobs), statistics.median(without))
+        report.add_ratio(f"{engine} an instance filed", with_jobs, without)
         sweeps = [measure_sweep(sessions, Path(name), 3 * arguments.repeats) for sessions in (of_full, of_empty)]
         report.add(f"{engine} whole sweep", sweeps[0], sweeps[1], SWEEP_MS)
         with of_full() as session:
@@ -175,7 +180,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1_000_000)
     parser.add_argument("--engines", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--records", type=int, default=200)
+    parser.add_argument("--records", type=int, default=500)
     arguments = parser.parse_args()
     report = Report()
     for engine in arguments.engines:
