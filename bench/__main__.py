@@ -7,6 +7,7 @@ import sys
 import time
 
 SMALL = {
+    "backlog": ["--jobs", "20000", "--records", "200"],
     "broker": ["--messages", "60"],
     "receiver": ["--rounds", "1", "--share", "0.1", "--curve", "1", "4"],
     "model": ["--studies", "5"],

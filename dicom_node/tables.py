@@ -8,10 +8,29 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 UID = String(64)
+
+SR_TAKEN = "part = 'sr' AND state IN ('STORED', 'DELIVERED')"
+"""Of deliveries: an SR that an archive took, confirmed or not."""
+
+
+def partial_index(name: str, *columns: str, where: str) -> Index:
+    """Return an index of those rows alone for which `where` holds: SQLite takes it for queries that say the same."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -72,6 +91,7 @@ class InstanceRow(Base):
     """An instance as received: where its bytes are, and the facts that decisions need (see instance.Instance)."""
 
     __tablename__ = "instances"
+    __table_args__ = (partial_index("instances_kept", "received_at", "study_instance_uid", where="removed_at IS NULL"),)
 
     sop_instance_uid: Mapped[str] = mapped_column(UID, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
@@ -110,7 +130,7 @@ class ConflictRow(Base):
     __table_args__ = (UniqueConstraint("sop_instance_uid", "sha256"),)
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    sop_instance_uid: Mapped[str] = mapped_column(ForeignKey("instances.sop_instance_uid"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(ForeignKey("instances.sop_instance_uid"))
     sha256: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(255))
     calling_ae_title: Mapped[str] = mapped_column(String(16))
@@ -125,10 +145,13 @@ class JobRow(Leased, Base):
         UniqueConstraint("study_instance_uid", "revision"),
         Index("jobs_due", "state", "due_at"),
         Index("jobs_waiting", "state", "priority", "step_since"),
+        Index("jobs_of_state", "state", "job_id"),
+        Index("jobs_changed", "state", "updated_at"),
+        partial_index("jobs_leased", "lease_token", where="lease_token IS NOT NULL"),
     )
 
     job_id: Mapped[int] = mapped_column(primary_key=True)
-    study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
+    study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"))
     revision: Mapped[int]
     state: Mapped[str] = mapped_column(String(16))
     outcome: Mapped[str | None] = mapped_column(String(16))
@@ -145,7 +168,7 @@ class JobRow(Leased, Base):
     """{"report": SOP Instance UID, "images": [SOP Instance UID], "why": {SOP Instance UID: reason}}"""
     timings: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_at: Mapped[datetime]
-    updated_at: Mapped[datetime] = mapped_column(index=True)
+    updated_at: Mapped[datetime]
 
 
 class FindingRow(Base):
@@ -196,7 +219,9 @@ class DispatchRow(Leased, Base):
     __table_args__ = (
         UniqueConstraint("job_id", "destination"),
         Index("dispatches_due", "state", "due_at"),
-        Index("dispatches_of_destination", "destination", "state"),
+        Index("dispatches_of_state", "state", "dispatch_id"),
+        Index("dispatches_of_destination", "destination", "state", "dispatch_id"),
+        partial_index("dispatches_leased", "lease_token", where="lease_token IS NOT NULL"),
     )
 
     dispatch_id: Mapped[int] = mapped_column(primary_key=True)
@@ -213,10 +238,13 @@ class DeliveryRow(Base):
     """One part of a job's results on its way to one destination. `sop_instance_uid` is the result that was taken."""
 
     __tablename__ = "deliveries"
-    __table_args__ = (UniqueConstraint("job_id", "destination", "part"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "destination", "part"),
+        partial_index("deliveries_sr_taken", "destination", "updated_at", "id", where=SR_TAKEN),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.job_id"))
     destination: Mapped[str] = mapped_column(String(64))
     part: Mapped[str] = mapped_column(String(80))
     sop_instance_uid: Mapped[str | None] = mapped_column(UID, index=True)
@@ -249,6 +277,7 @@ class CommitmentRequestRow(Leased, Base):
     __table_args__ = (
         UniqueConstraint("transaction_uid", "calling_ae_title"),
         Index("commitment_requests_due", "state", "due_at"),
+        partial_index("commitment_requests_leased", "lease_token", where="lease_token IS NOT NULL"),
     )
 
     request_id: Mapped[int] = mapped_column(primary_key=True)
@@ -281,10 +310,14 @@ class AuditRow(Base):
     """An audit message (PS3.15 A.5), kept for ever; `sent_at` is when the collector was sent it."""
 
     __tablename__ = "audit"
-    __table_args__ = (Index("audit_unsent", "sent_at", "due_at"),)
+    __table_args__ = (
+        Index("audit_at", "at", "id"),
+        Index("audit_of_kind", "kind", "at", "id"),
+        partial_index("audit_unsent", "id", "due_at", where="sent_at IS NULL"),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[datetime] = mapped_column(index=True)
+    at: Mapped[datetime]
     due_at: Mapped[datetime]
     """Not sent before: until then an association may still add to it."""
     kind: Mapped[str] = mapped_column(String(32))
@@ -303,7 +336,7 @@ class EventRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(ForeignKey("studies.study_instance_uid"), index=True)
-    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.job_id"), index=True)
+    job_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.job_id"))
     at: Mapped[datetime]
     event: Mapped[str] = mapped_column(String(40))
     detail: Mapped[str] = mapped_column(default="")

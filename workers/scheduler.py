@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 BATCH = 200
 """Rows looked at in one sweep; the rest waits for the next."""
 
+LOOK = 500
+"""Instances whose studies the retention rule looks at in one transaction."""
+
 
 def sweep(resources: Resources) -> None:
     """Look once at everything that is due."""
@@ -119,14 +122,15 @@ def apply_retention(resources: Resources) -> None:
     days = resources.settings.retention.inputs_days
     if days is None:
         return
-    before, passed = resources.clock() - timedelta(days=days), 0
-    while True:
+    before, removed, last = resources.clock() - timedelta(days=days), 0, None
+    while removed < BATCH:  # those that cannot be removed are passed over: others do not wait for them
         with resources.sessions() as session:
-            studies = queries.removable_studies(session, before, BATCH, offset=passed)
-        removed = sum(_remove_inputs(resources, study_instance_uid, before) for study_instance_uid in studies)
-        if removed or len(studies) < BATCH:
+            kept = queries.kept_studies(session, before, last, LOOK)
+            studies = queries.removable_studies(session, before, {study for _, study in kept}) if kept else ()
+        removed += sum(_remove_inputs(resources, study_instance_uid, before) for study_instance_uid in studies)
+        if len(kept) < LOOK:
             return
-        passed += len(studies)  # none of them can be removed; others do not wait for that
+        last = kept[-1]
 
 
 def _remove_inputs(resources: Resources, study_instance_uid: str, before: datetime) -> int:

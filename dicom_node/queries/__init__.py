@@ -4,7 +4,8 @@
 inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps what the steps make, `dispatches` takes
 results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
 says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
-people, `changes` is what administrators do.
+people, `counts` says how much there is, `changes` is what administrators do, `hints` tells engines what they do not
+know.
 """
 
 from dicom_node.queries.audit import (
@@ -43,6 +44,11 @@ from dicom_node.queries.confirmations import (
     is_answered,
     note_asked,
     note_report,
+)
+from dicom_node.queries.counts import (
+    count_instances,
+    count_jobs,
+    oldest_due,
 )
 from dicom_node.queries.destinations import (
     hold_destination,
@@ -112,6 +118,8 @@ from dicom_node.queries.receiving import (
     record_instances,
 )
 from dicom_node.queries.retention import (
+    Kept,
+    kept_studies,
     removable_studies,
     remove_inputs,
 )
@@ -127,11 +135,8 @@ from dicom_node.queries.views import (
     JobDetail,
     JobFilter,
     JobSummary,
-    count_instances,
-    count_jobs,
     list_dispatches,
     list_jobs,
-    oldest_due,
     show_job,
 )
 
@@ -151,6 +156,7 @@ __all__ = [
     "JobDetail",
     "JobFilter",
     "JobSummary",
+    "Kept",
     "PreviousResult",
     "Recorded",
     "Reported",
@@ -192,6 +198,7 @@ __all__ = [
     "is_answered",
     "is_written",
     "jobs_to_ring",
+    "kept_studies",
     "lease_tokens",
     "list_audit",
     "list_dispatches",

@@ -149,7 +149,7 @@ def list_audit(
     session: Session, limit: int, kind: str | None = None, since: datetime | None = None
 ) -> tuple[AuditEntry, ...]:
     """Return events, the latest first."""
-    statement = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
+    statement = select(AuditRow).order_by(AuditRow.at.desc(), AuditRow.id.desc()).limit(limit)
     if kind is not None:
         statement = statement.where(AuditRow.kind == kind)
     if since is not None:

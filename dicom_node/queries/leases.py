@@ -40,8 +40,8 @@ def take(row: type[Leased], token: str, now: datetime, lease: timedelta) -> dict
 
 def lease_tokens(session: Session) -> tuple[str, ...]:
     """Return the tokens of all leases, also of those that ran out."""
-    found = {token for row in LEASED for token in session.scalars(select(row.lease_token).distinct())}
-    return tuple(sorted(token for token in found if token is not None))
+    held = (select(row.lease_token).where(row.lease_token.is_not(None)).distinct() for row in LEASED)
+    return tuple(sorted({str(token) for statement in held for token in session.scalars(statement)}))
 
 
 def free_leases(session: Session, token: str, now: datetime) -> int:

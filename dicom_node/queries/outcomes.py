@@ -7,13 +7,21 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import Instance
 from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.selection import add_referred
-from dicom_node.tables import DeliveryRow, FindingRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow
+from dicom_node.tables import (
+    SR_TAKEN,
+    DeliveryRow,
+    FindingRow,
+    InstanceRow,
+    JobRow,
+    ReportReferenceRow,
+    ResultRow,
+)
 from grounding.types import Box, Concept, Finding, Grounding, ModelIdentity, ScoredBox, Site, Span
 
 TAKEN = ("STORED", "DELIVERED")
@@ -170,13 +178,14 @@ def previous_results(session: Session, study_instance_uid: str, before_revision:
 
 def accepted_sr_class(session: Session, destination: str) -> str | None:
     """Return the SOP class of the SR that a destination took last; None if it has taken none."""
-    return session.scalar(
-        select(ResultRow.sop_class_uid)
-        .join(DeliveryRow, DeliveryRow.sop_instance_uid == ResultRow.sop_instance_uid)
-        .where(DeliveryRow.destination == destination, DeliveryRow.part == "sr", DeliveryRow.state.in_(TAKEN))
+    last = (
+        select(DeliveryRow.sop_instance_uid)
+        .where(DeliveryRow.destination == destination, text(SR_TAKEN))
         .order_by(DeliveryRow.updated_at.desc(), DeliveryRow.id.desc())
         .limit(1)
     )
+    of_last = ResultRow.sop_instance_uid == last.scalar_subquery()
+    return session.scalar(select(ResultRow.sop_class_uid).where(of_last))
 
 
 def _finding_row(job_id: int, number: int, finding: Finding, sop_instance_uid: str) -> FindingRow:

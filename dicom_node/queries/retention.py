@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, select
+from sqlalchemy import ColumnElement, exists, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
+from dicom_node.queries.hints import unindexed
 from dicom_node.queries.jobs import add_event
+from dicom_node.study import WORKING_STATES
 from dicom_node.tables import DeliveryRow, InstanceRow, JobRow, ReportReferenceRow, StudyRow
 
 CONFIRMED = ("commitment", "query")
 """Confirmations that an archive gave by itself; a C-STORE response alone frees nothing."""
 
 
-def removable_studies(
-    session: Session, delivered_before: datetime, limit: int, only: str | None = None, offset: int = 0
-) -> tuple[str, ...]:
-    """Return studies of which no bytes are needed any more.
+Kept = tuple[datetime, str]
+"""Where a look at what is kept has come to: when an instance was received, and its study."""
+
+
+def kept_studies(session: Session, received_before: datetime, after: Kept | None, limit: int) -> tuple[Kept, ...]:
+    """Return studies of which bytes are kept that were received before that instant, in the order of arrival: `limit`
+    instances' worth after those returned last."""
+    key = tuple_(InstanceRow.received_at, InstanceRow.study_instance_uid)
+    statement = (
+        select(InstanceRow.received_at, InstanceRow.study_instance_uid)
+        .where(InstanceRow.removed_at.is_(None), InstanceRow.received_at < received_before)
+        .order_by(InstanceRow.received_at, InstanceRow.study_instance_uid)
+        .limit(limit)
+    )
+    if after is not None:
+        statement = statement.where(InstanceRow.received_at >= after[0], key > after)
+    return tuple((at, study) for at, study in session.execute(statement))
+
+
+def removable_studies(session: Session, delivered_before: datetime, among: Collection[str]) -> tuple[str, ...]:
+    """Return those of the studies of which no bytes are needed any more.
 
     The job of the current revision was DELIVERED before that instant, every part of it with a confirmation; none of the
     study's jobs is under way; nothing came since; no other study waits for a report of this one; something is still
@@ -33,7 +52,7 @@ def removable_studies(
     )
     under_way = exists().where(
         other.study_instance_uid == StudyRow.study_instance_uid,
-        other.state.in_(("RECEIVING", "COMPLETE", "GROUNDED", "WRITTEN")),
+        unindexed(other.state).in_(("RECEIVING", *WORKING_STATES)),
     )
     sent = exists().where(DeliveryRow.job_id == job.job_id)
     unconfirmed = exists().where(
@@ -45,14 +64,11 @@ def removable_studies(
     statement = (
         select(StudyRow.study_instance_uid)
         .join(job, (job.study_instance_uid == StudyRow.study_instance_uid) & (job.revision == StudyRow.revision))
-        .where(job.state == "DELIVERED", job.step_since < delivered_before)
+        .where(StudyRow.study_instance_uid.in_(among))
+        .where(unindexed(job.state) == "DELIVERED", job.step_since < delivered_before)
         .where(kept, ~later, ~under_way, sent, ~unconfirmed, ~_is_waited_for())
         .order_by(job.step_since, StudyRow.study_instance_uid)
-        .limit(limit)
-        .offset(offset)
     )
-    if only is not None:
-        statement = statement.where(StudyRow.study_instance_uid == only)
     return tuple(session.scalars(statement))
 
 
@@ -83,7 +99,7 @@ def remove_inputs(
     """
     locked = select(StudyRow).where(StudyRow.study_instance_uid == study_instance_uid).with_for_update(key_share=True)
     study = session.scalar(locked)
-    if study is None or not removable_studies(session, delivered_before, 1, study_instance_uid):
+    if study is None or not removable_studies(session, delivered_before, [study_instance_uid]):
         return 0
     rows = session.scalars(
         select(InstanceRow).where(

@@ -1,20 +1,20 @@
-"""What people ask of the job database, and what they may change: lists, one job in full, counts, retry, cancel."""
+"""What people ask of the job database: lists, and one job in full."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.delivery import OPEN_DISPATCHES, DispatchState
 from dicom_node.queries.dispatches import load_deliveries
-from dicom_node.queries.jobs import STEP_STATES
-from dicom_node.queries.leases import has_free_lease
+from dicom_node.queries.hints import unindexed
 from dicom_node.queries.outcomes import TAKEN, instance_rows, load_results
+from dicom_node.study import State
 from dicom_node.tables import (
     ConflictRow,
     DispatchRow,
@@ -98,19 +98,52 @@ class JobDetail:
 
 def list_jobs(session: Session, wanted: JobFilter) -> tuple[JobSummary, ...]:
     """Return the jobs that fit, the latest first."""
-    statement = select(JobRow).order_by(JobRow.job_id.desc()).limit(wanted.limit)
+    if wanted.study is not None or wanted.patient is not None or wanted.accession is not None:
+        return _listed(session, _of_study(wanted))
+    statement = _latest(wanted.limit)
+    if wanted.state is not None:
+        statement = statement.where(JobRow.state == wanted.state)
+    found = _listed(session, statement)
+    if wanted.since is None or all(job.updated_at >= wanted.since for job in found):
+        return found
+    return _listed(session, _changed(wanted, wanted.since))
+
+
+def _listed(session: Session, statement: Select[Any]) -> tuple[JobSummary, ...]:
+    return tuple(map(_summary, session.scalars(statement)))
+
+
+def _latest(limit: int) -> Select[Any]:
+    return select(JobRow).order_by(JobRow.job_id.desc()).limit(limit)
+
+
+def _of_study(wanted: JobFilter) -> Select[Any]:
+    """Return the jobs of a study, a patient or an order: few, so that nothing else is to lead to them."""
+    statement = _latest(wanted.limit)
     if wanted.patient is not None or wanted.accession is not None:
         statement = statement.join(StudyRow, StudyRow.study_instance_uid == JobRow.study_instance_uid)
     conditions = (
-        (wanted.state, JobRow.state == wanted.state),
         (wanted.study, JobRow.study_instance_uid == wanted.study),
         (wanted.patient, StudyRow.patient_id == wanted.patient),
         (wanted.accession, StudyRow.accession_number == wanted.accession),
+        (wanted.state, unindexed(JobRow.state) == wanted.state),
     )
     statement = statement.where(*(condition for value, condition in conditions if value is not None))
-    if wanted.since is not None:
-        statement = statement.where(JobRow.updated_at >= wanted.since)
-    return tuple(map(_summary, session.scalars(statement)))
+    return statement if wanted.since is None else statement.where(JobRow.updated_at >= wanted.since)
+
+
+def _changed(wanted: JobFilter, since: datetime) -> Select[Any]:
+    """Return the jobs that changed since then, where fewer than the limit are younger: older ones changed, too.
+
+    How many of all that is, is known to no engine; they are looked up by their change, and sorted.
+    """
+    states = get_args(State) if wanted.state is None else (wanted.state,)
+    return (
+        select(JobRow)
+        .where(JobRow.state.in_(states), JobRow.updated_at >= since)
+        .order_by((JobRow.job_id + 0).desc())
+        .limit(wanted.limit)
+    )
 
 
 def show_job(session: Session, job_id: int) -> JobDetail | None:
@@ -145,29 +178,6 @@ def show_job(session: Session, job_id: int) -> JobDetail | None:
     )
 
 
-def count_jobs(session: Session) -> dict[str, int]:
-    """Return how many jobs are in each state that has any."""
-    statement = select(JobRow.state, func.count()).group_by(JobRow.state)
-    return {state: count for state, count in session.execute(statement)}
-
-
-def count_instances(session: Session) -> int:
-    """Return how many instances are kept."""
-    return session.scalar(select(func.count()).select_from(InstanceRow)) or 0
-
-
-def oldest_due(session: Session, now: datetime) -> datetime | None:
-    """Return since when the work waits that has waited longest for a worker, not yet tried; None if none does."""
-    steps = select(func.min(JobRow.step_since)).where(
-        JobRow.state.in_(STEP_STATES), JobRow.attempts == 0, has_free_lease(JobRow, now)
-    )
-    sending = select(func.min(DispatchRow.since)).where(
-        DispatchRow.state.in_(OPEN_DISPATCHES), DispatchRow.attempts == 0, has_free_lease(DispatchRow, now)
-    )
-    found = [instant for statement in (steps, sending) if (instant := session.scalar(statement)) is not None]
-    return min(found, default=None)
-
-
 @dataclass(frozen=True, slots=True)
 class DispatchFilter:
     """Which dispatches to list; None means any."""
@@ -198,6 +208,15 @@ class DispatchSummary:
 
 def list_dispatches(session: Session, wanted: DispatchFilter) -> tuple[DispatchSummary, ...]:
     """Return the dispatches that fit, the latest first."""
+    if wanted.destination is None:
+        return _dispatches_in(session, wanted)
+    states = get_args(DispatchState) if wanted.state is None else (wanted.state,)
+    latest = [one for state in states for one in _dispatches_in(session, replace(wanted, state=state))]
+    return tuple(sorted(latest, key=lambda one: one.dispatch_id, reverse=True)[: wanted.limit])
+
+
+def _dispatches_in(session: Session, wanted: DispatchFilter) -> tuple[DispatchSummary, ...]:
+    """Return the dispatches in a state, of any or one destination; or any."""
     statement = (
         select(DispatchRow, JobRow.study_instance_uid)
         .join(JobRow, JobRow.job_id == DispatchRow.job_id)
