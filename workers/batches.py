@@ -31,6 +31,7 @@ from workers.steps import (
     ground_alone,
     ground_study,
     ground_together,
+    load_model,
     prepare_study,
     run_claimed,
     run_each,
@@ -75,6 +76,7 @@ class Batches:
 
     def run(self, job_id: int) -> None:
         """Ground a job that was rung for, and others that wait; raises the first bug, when all have ended."""
+        load_model(self._resources)
         job = claim(GROUND, job_id, self._resources)
         if job is None:
             return

@@ -95,6 +95,17 @@ def run_step(step: Step, job_id: int, resources: Resources) -> None:
         run_claimed(step, job, lambda: step.work(job, resources), resources)
 
 
+def load_model(resources: Resources) -> None:
+    """Load the model before a study is claimed: a worker that is killed meanwhile was not killed by a study.
+
+    Why a model cannot be loaded stands in the row of the job that needs it: there it is tried again.
+    """
+    try:
+        resources.load_grounder()
+    except Exception as error:  # noqa: BLE001 - it is raised again where it is noted
+        log_event(logger, "model not loaded", level=logging.WARNING, reason=type(error).__name__)
+
+
 def claim(step: Step, job_id: int, resources: Resources) -> JobFacts | None:
     """Take a job for this process; None if it is not there to be taken."""
     with resources.sessions.begin() as session:

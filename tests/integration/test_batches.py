@@ -97,6 +97,21 @@ def rung(rig: Rig, step: str = GROUND.name) -> list[int]:
     return numbers
 
 
+def test_no_study_is_claimed_while_the_model_is_loaded(rig: Rig, grounder: ChoosyGrounder) -> None:
+    """A worker that is killed then, three times over, was not killed by the study."""
+    (job,) = store(rig, "a")
+    rig.sweep(seconds=QUIET_S)
+    held: list[str | None] = []
+
+    def load() -> ChoosyGrounder:
+        held.append(row(rig, job).lease_token)
+        return grounder
+
+    Batches(replace(rig.resources, load_grounder=load)).run(job)
+    assert held[0] is None
+    assert states(rig, [job]) == ["GROUNDED"]
+
+
 # ---- which jobs --------------------------------------------------------------------------------------------------
 
 

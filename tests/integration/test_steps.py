@@ -21,7 +21,7 @@ from dicom_node.errors import PermanentError, TransientError
 from dicom_node.results.reading import read_boxes
 from dicom_node.study import MAX_ATTEMPTS, MAX_DEATHS
 from dicom_node.tables import JobRow
-from grounding.types import Grounder
+from grounding.types import Grounding
 from tests.builders import make_cda_dataset, make_cxr_dataset, make_default_sections, make_report_dataset, make_section
 from tests.fakes import COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR, GSPS_STORAGE, FakeGrounder, FakePacs
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
@@ -318,18 +318,21 @@ def test_steps_ring_for_the_next_and_the_sweep_does_not_repeat_them_at_once(rig:
 
 
 class WorkerDiedError(BaseException):
-    """Ends a step as a kill does: nothing after it is run."""
+    """Ends a worker as a kill does: nothing after it is run."""
 
 
-def die() -> Grounder:
-    raise WorkerDiedError
+class DeadlyGrounder(FakeGrounder):
+    """A model that takes its worker with it."""
+
+    def ground(self, *_: Any) -> Grounding:
+        raise WorkerDiedError
 
 
 def test_job_of_a_worker_that_died_is_taken_up_after_its_lease(rig: Rig) -> None:
     job_id = store_study(rig)
     rig.sweep(seconds=QUIET_S)
     with pytest.raises(WorkerDiedError):
-        rig.run(*rig.rings.pop(), load_grounder=die)
+        rig.run(*rig.rings.pop(), load_grounder=DeadlyGrounder)
     rig.settle(seconds=LEASE.total_seconds() - 1)
     assert rig.grounder.calls == 0
     rig.settle(seconds=2)
@@ -342,7 +345,7 @@ def test_job_of_a_worker_of_this_host_that_died_is_taken_up_at_once(rig: Rig, tm
     rig.sweep(seconds=QUIET_S)
     owner = Owner(tmp_path / "owners", "worker")
     with pytest.raises(WorkerDiedError):
-        rig.run(*rig.rings.pop(), load_grounder=die)
+        rig.run(*rig.rings.pop(), load_grounder=DeadlyGrounder)
     rig.sweep(seconds=1)
     assert rig.rings == []  # it lives, as far as anybody knows
     owner.release()
@@ -355,7 +358,7 @@ def test_study_that_kills_its_worker_three_times_is_quarantined(rig: Rig) -> Non
     rig.sweep(seconds=QUIET_S)
     for _ in range(MAX_DEATHS):
         with pytest.raises(WorkerDiedError):
-            rig.run(GROUND, job_id, load_grounder=die)
+            rig.run(GROUND, job_id, load_grounder=DeadlyGrounder)
         rig.sweep(seconds=LEASE.total_seconds() + 1)
     rig.answer()
     job = rig.job(job_id)
@@ -371,7 +374,7 @@ def test_deaths_of_workers_of_this_host_are_counted_without_waiting_for_the_leas
     rig.sweep(seconds=QUIET_S)
     for _ in range(MAX_DEATHS):
         with pytest.raises(WorkerDiedError):
-            rig.run(GROUND, job_id, load_grounder=die)
+            rig.run(GROUND, job_id, load_grounder=DeadlyGrounder)
         rig.sweep(seconds=1)
     rig.answer()
     assert rig.job(job_id)["failure"].startswith("quarantined")
@@ -382,7 +385,7 @@ def test_a_try_that_ends_well_forgets_the_deaths_before_it(rig: Rig) -> None:
     rig.sweep(seconds=QUIET_S)
     for _ in range(MAX_DEATHS - 1):
         with pytest.raises(WorkerDiedError):
-            rig.run(GROUND, job_id, load_grounder=die)
+            rig.run(GROUND, job_id, load_grounder=DeadlyGrounder)
         rig.sweep(seconds=LEASE.total_seconds() + 1)
     rig.run(GROUND, job_id)
     with rig.sessions() as session:
@@ -393,12 +396,13 @@ def test_worker_whose_lease_ran_out_cannot_commit(rig: Rig) -> None:
     job_id = store_study(rig)
     rig.sweep(seconds=QUIET_S)
 
-    def be_late() -> Grounder:
-        rig.clock.move(seconds=LEASE.total_seconds() + 1)
-        rig.run(GROUND, job_id, token="another")
-        return FakeGrounder(localizes=False)
+    class LateGrounder(FakeGrounder):
+        def ground(self, *study: Any) -> Grounding:
+            rig.clock.move(seconds=LEASE.total_seconds() + 1)
+            rig.run(GROUND, job_id, token="another")
+            return super().ground(*study)
 
-    rig.run(GROUND, job_id, load_grounder=be_late)
+    rig.run(GROUND, job_id, load_grounder=lambda: LateGrounder(localizes=False))
     assert rig.job(job_id)["outcome"] == "RESULT"
     assert events(rig.job(job_id)).count("study grounded") == 1
 
