@@ -336,6 +336,7 @@ LISTS: dict[str, Question] = {
 STEPS: dict[str, Question] = {
     "instances of a study": lambda session, _: queries.instances_of(session, UID_OF_FIRST),
     "held instances": lambda session, _: queries.held_instances(session, [f"{UID_OF_FIRST}.1", "1.2.3"]),
+    "jobs that wait for the model": lambda session, now: queries.waiting_jobs(session, "COMPLETE", now, 8),
     "claim, COMPLETE": lambda session, now: queries.claim(session, 1, "COMPLETE", "me", now, LEASE),
     "claim, GROUNDED": lambda session, now: queries.claim(session, 1, "GROUNDED", "me", now, LEASE),
     "claim of a delivery": lambda session, now: queries.claim_dispatch(session, 1, "me", now, LEASE),

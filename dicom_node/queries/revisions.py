@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.queries.hints import unindexed
 from dicom_node.queries.inserting import table_of
 from dicom_node.study import WORKING_STATES, look_again_at
 from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
@@ -105,13 +106,13 @@ def _supersede_jobs(session: Session, study: LockedStudy, now: datetime) -> None
     reason = f"superseded by revision {revision}, which holds an image or a report that came later: see its job"
     cancelled = session.scalars(
         update(JobRow)
-        .where(JobRow.study_instance_uid == uid, JobRow.state.in_(WORKING_STATES))
+        .where(JobRow.study_instance_uid == uid, unindexed(JobRow.state).in_(WORKING_STATES))
         .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
         .returning(JobRow.job_id)
     ).all()
     session.execute(  # what an archive took of it stays noted with its deliveries
         update(DispatchRow)
-        .where(DispatchRow.job_id.in_(cancelled), DispatchRow.state.in_(OPEN_DISPATCHES))
+        .where(DispatchRow.job_id.in_(cancelled), unindexed(DispatchRow.state).in_(OPEN_DISPATCHES))
         .values(state="CANCELLED", updated_at=now)
     )
     for job_id in cancelled:
