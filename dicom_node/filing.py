@@ -8,7 +8,8 @@ thread beside those of the senders, and one sender alone waits for nobody. The p
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,6 +20,9 @@ from dicom_node.queries import AWAY_ERRORS, Arrival, Recorded, note_received, re
 
 GROUP = 64
 """Rows of one transaction at most: each of its senders waits for all of it."""
+
+GATHER_S = 0.003
+"""So long who commits waits for what is just being filed: a transaction for each costs more than all of them wait."""
 
 DEADLOCK = "40P01"
 """SQLSTATE of PostgreSQL where two transactions waited for each other; of two receivers' groups, for instance."""
@@ -38,15 +42,29 @@ class Filing:
 
     def __init__(self, sessions: sessionmaker[Session], quiet_period: timedelta) -> None:
         self._sessions, self._quiet_period = sessions, quiet_period
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._waiting: list[_Ticket] = []
         self._is_led = False
+        self._coming = 0
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Announce an arrival, until it is recorded or is not to be: who commits meanwhile waits a little for it."""
+        with self._lock:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= 1
+                self._lock.notify_all()
 
     def record(self, arrival: Arrival) -> Recorded:
         """Make the row of an instance (`queries.record_instances`), committed on return. Raises what that raises."""
         ticket = _Ticket(arrival)
         with self._lock:
             self._waiting.append(ticket)
+            self._lock.notify_all()
             follows, self._is_led = self._is_led, True
         if follows:
             ticket.woken.wait()
@@ -60,6 +78,7 @@ class Filing:
     def _commit_group(self) -> None:
         """Commit what waits, the caller's ticket first, and wake those it was for, and who leads the next group."""
         with self._lock:
+            self._lock.wait_for(lambda: len(self._waiting) >= min(self._coming, GROUP), GATHER_S)
             group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
         for ticket, outcome in zip(group, self._settle([one.arrival for one in group]), strict=True):
             ticket.outcome = outcome

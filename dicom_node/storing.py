@@ -50,7 +50,8 @@ LOGGED = {"new": "filed", "repeat": "held already", "conflict": "kept aside", "o
 def store(door: Door, association: Association, command: Command, spool: Spool) -> tuple[int, str]:
     """File the instance, or not: return the status of the answer, and its Error Comment (0000,0902)."""
     try:
-        recorded = _file(door, association, command, spool)
+        with door.filing.coming():
+            recorded = _file(door, association, command, spool)
     except Exception as error:  # noqa: BLE001 - a bug must not end the thread that reads the association
         return _refuse(door, association, command, error)
     log_event(

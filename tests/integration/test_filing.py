@@ -82,6 +82,34 @@ def count(sessions: Sessions, row: type[Any]) -> int:
         return session.scalar(select(func.count()).select_from(row)) or 0
 
 
+def test_who_commits_waits_a_little_for_what_is_being_filed(
+    line: Filing, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filing, "GATHER_S", 20)
+    commits: list[int] = []
+    event.listen(engine, "commit", lambda _: commits.append(1))
+
+    def file(arrival: Arrival) -> Recorded:
+        with line.coming():
+            return line.record(arrival)
+
+    with line.coming(), ThreadPoolExecutor(1) as pool:
+        other = pool.submit(file, make_arrival(1))
+        wait_until(lambda: len(line._waiting) == 1)
+        assert line.record(make_arrival(2)).kind == "new"
+        assert other.result(20).kind == "new"
+    assert len(commits) == 1
+
+
+def test_who_commits_waits_for_nothing_that_is_given_up(line: Filing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filing, "GATHER_S", 100)
+    with ThreadPoolExecutor(1) as pool:
+        with line.coming(), line.coming():
+            other = pool.submit(line.record, make_arrival(1))
+            wait_until(lambda: len(line._waiting) == 1)
+        assert other.result(20).kind == "new"
+
+
 def test_what_waits_is_committed_together(line: Filing, engine: Engine, sessions: Sessions) -> None:
     arrivals = [make_arrival(1 + number // 4, number) for number in range(GROUP + 6)]
     recorded, commits = record_behind(line, engine, arrivals)
