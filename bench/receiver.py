@@ -130,7 +130,7 @@ def main() -> None:
     try:
         parts = [compare(arguments.sizes, arguments.receivers, arguments.rounds, network, arguments.share)]
         if arguments.curve:
-            names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp")]
+            names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp --fork")]
             parts.append(draw_curve("100 KB", names, arguments.curve, network, arguments.share))
     finally:
         network.close()

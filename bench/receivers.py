@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import yaml
 from tests.acceptance.peers import Network, Orthanc
 
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
-PORT = 11112
-"""The namespace is our own: every port of it is free."""
+PORTS = itertools.count(11112)
+"""The namespace is our own: every port of it is free. One that was used is not, for a while."""
 
 PLAIN = """
 import sys
@@ -42,17 +43,19 @@ Receiver = Callable[[Path, Network], AbstractContextManager[tuple[int, str]]]
 
 
 @contextmanager
-def running(command: Sequence[str], enter: Sequence[str]) -> Iterator[None]:
+def running(command: Sequence[str], port: int, enter: Sequence[str]) -> Iterator[None]:
     """Run an SCP until the end of the block, from when it answers C-ECHO."""
     process = subprocess.Popen(
         [*enter, *command], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    echo = [*enter, "echoscu", "-aet", "PACS", "-aec", "KNOWMVG", "127.0.0.1", str(PORT)]
+    echo = [*enter, "echoscu", "-aet", "PACS", "-aec", "KNOWMVG", "127.0.0.1", str(port)]
     try:
         for _ in range(300):
             if subprocess.run(echo, env=ENVIRONMENT, stderr=subprocess.DEVNULL, check=False).returncode == 0:
                 break
             time.sleep(0.1)
+        else:
+            raise SystemExit(f"it does not answer: {' '.join(command)}")
         yield
     finally:
         process.terminate()
@@ -65,7 +68,8 @@ def node(processes: int) -> Receiver:
     @contextmanager
     def receiver(folder: Path, network: Network) -> Iterator[tuple[int, str]]:
         peers = [{"ae_title": "PACS", "address": "127.0.0.1"}]
-        section = {"port": PORT, "peers": peers, "processes": processes, "max_associations": 100}
+        port = next(PORTS)
+        section = {"port": port, "peers": peers, "processes": processes, "max_associations": 100}
         config = folder / "config.yaml"
         config.write_text(yaml.safe_dump({"node": {"data_dir": str(folder)}, "receiver": section}))
         knowmvg = [sys.executable, "-m", "dicom_node.cli"]
@@ -76,9 +80,9 @@ def node(processes: int) -> Receiver:
             for _ in range(processes - 1)
         ]
         try:
-            with running(command, network.enter):
+            with running(command, port, network.enter):
                 time.sleep(2 if others else 0)  # until they listen, too
-                yield PORT, "KNOWMVG"
+                yield port, "KNOWMVG"
         finally:
             for other in others:
                 other.terminate()
@@ -90,37 +94,35 @@ def node(processes: int) -> Receiver:
 @contextmanager
 def orthanc(folder: Path, network: Network) -> Iterator[tuple[int, str]]:
     """Orthanc with its SQLite index, syncing its storage as it does by default."""
-    server = Orthanc(folder, network, PORT)
+    server = Orthanc(folder, network, next(PORTS))
     try:
         yield server.port, server.ae_title
     finally:
         server.stop()
 
 
-def storescp(*options: str) -> Receiver:
-    """Return DCMTK's SCP, which syncs nothing."""
-
-    @contextmanager
-    def receiver(folder: Path, network: Network) -> Iterator[tuple[int, str]]:
-        with running(["storescp", *options, "-od", str(folder), "-aet", "KNOWMVG", str(PORT)], network.enter):
-            yield PORT, "KNOWMVG"
-
-    return receiver
+@contextmanager
+def storescp(folder: Path, network: Network) -> Iterator[tuple[int, str]]:
+    """DCMTK's SCP, which syncs nothing; a process for each association, as one alone serves one at a time."""
+    port = next(PORTS)
+    command = ["storescp", "--fork", "-od", str(folder), "-aet", "KNOWMVG", str(port)]
+    with running(command, port, network.enter):
+        yield port, "KNOWMVG"
 
 
 @contextmanager
 def plain_pynetdicom(folder: Path, network: Network) -> Iterator[tuple[int, str]]:
     """pynetdicom as its tutorial has it, which syncs nothing."""
-    with running([sys.executable, "-c", PLAIN, str(PORT), str(folder)], network.enter):
-        yield PORT, "KNOWMVG"
+    port = next(PORTS)
+    with running([sys.executable, "-c", PLAIN, str(port), str(folder)], port, network.enter):
+        yield port, "KNOWMVG"
 
 
 RECEIVERS: dict[str, Receiver] = {
     "node": node(1),
     "node, 2 processes": node(2),
     "Orthanc": orthanc,
-    "storescp": storescp(),
-    "storescp --fork": storescp("--fork"),
+    "storescp --fork": storescp,
     "plain pynetdicom": plain_pynetdicom,
 }
 
