@@ -15,6 +15,7 @@ NO_DATASET = 0x0101
 
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001
+C_CANCEL_RQ = 0x0FFF
 
 _ITEM = struct.Struct(">LBB")
 _ELEMENT = struct.Struct("<HHL")

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 from pynetdicom.association import Association
 
+from dicom_node.errors import InvalidInstanceError
 from dicom_node.logs import log_event
-from dicom_node.notices import MAX_INFORMATION_BYTES, NoticingProvider, to_primitive
+from dicom_node.notices import MAX_INFORMATION_BYTES, RESPONSE, NoticingProvider, to_primitive
 from dicom_node.pdata import (
+    C_CANCEL_RQ,
     C_STORE_RQ,
     P_DATA_TF,
     PDU_HEAD_BYTES,
@@ -39,8 +41,9 @@ logger = logging.getLogger(__name__)
 MAX_COMMAND_BYTES = 64 * 1024
 """Longest command set that is read: they are hundreds of bytes (PS3.7 6.3)."""
 
-ESTABLISHED, CLOSING = "Sta6", "Sta13"
-"""States of the upper layer's machine (PS3.8 9.2): data may come; the connection is about to be closed."""
+AWAITED, ESTABLISHED, CLOSING = "Sta2", "Sta6", "Sta13"
+"""States of the upper layer's machine (PS3.8 9.2): an association request may come; data may come; the connection is
+about to be closed."""
 
 CONNECTION_CLOSED, INVALID_PDU = "Evt17", "Evt19"
 
@@ -75,7 +78,7 @@ class PduReader:
         self._encoded_command = bytearray()
         self._foreign_left = 0
         self._request: tuple[int, Command, Spool] | None = None
-        self._is_storing = False
+        self._is_busy = False
         self._idle_as_usual = self._dul.idle_timer_expired
 
     def receive(self, within_s: float, count: int) -> bytearray:
@@ -91,15 +94,15 @@ class PduReader:
             came = self._look_as_usual()
             time.sleep(0 if came else BUSY_LOOK_S)
             return came
-        if not self._wait(IDLE_LOOK_S if self._is_quiet else BUSY_LOOK_S):
+        if not self._wait(IDLE_LOOK_S if self._is_quiet or self._is_awaited else BUSY_LOOK_S):
             return False
         while self._read_pdu(within_s) and self._is_quiet and self._wait(IDLE_LOOK_S):
             self._dul._idle_timer.restart()
         return True
 
     def is_idle_too_long(self) -> bool:
-        """Tell whether the peer has said nothing for too long; it is not its fault where an instance is being filed."""
-        return not self._is_storing and self._idle_as_usual()
+        """Tell whether the peer has said nothing for too long; not while it sends, nor while its instance is filed."""
+        return not self._is_busy and self._idle_as_usual()
 
     def discard(self) -> None:
         """Remove what came of an instance that will not be completed."""
@@ -118,6 +121,12 @@ class PduReader:
             and dul.event_queue.empty()
             and not dul._kill_thread
         )
+
+    @property
+    def _is_awaited(self) -> bool:
+        """Whether nothing has come of this peer yet, not even whom it is."""
+        dul = self._dul
+        return dul.state_machine.current_state == AWAITED and dul.event_queue.empty() and dul.to_provider_queue.empty()
 
     def _wait(self, within_s: float) -> bool:
         if isinstance(self._connection, ssl.SSLSocket) and self._connection.pending():
@@ -155,7 +164,12 @@ class PduReader:
         if len(self._buffer) < length:
             self._buffer = bytearray(length)
         body = memoryview(self._buffer)[:length]
-        return body if receive_into(self._connection, within_s, body) == length else None
+        self._is_busy = True
+        try:
+            return body if receive_into(self._connection, within_s, body) == length else None
+        finally:
+            self._dul._idle_timer.restart()
+            self._is_busy = False
 
     def _take_in(self, body: memoryview) -> bool:
         try:
@@ -179,6 +193,8 @@ class PduReader:
     def _take_command(self, fragment: Fragment) -> None:
         if not fragment.is_command:
             raise ValueError("a dataset comes before its command set")
+        if not fragment.content and not fragment.is_last:
+            raise ValueError("a fragment of a command set is empty")
         self._encoded_command += fragment.content
         if len(self._encoded_command) > MAX_COMMAND_BYTES:
             raise ValueError(f"a command set has more than {MAX_COMMAND_BYTES} bytes")
@@ -191,16 +207,22 @@ class PduReader:
         command = decode_command(encoded)
         if context_id not in self._association._accepted_cx:
             raise ValueError("a message comes in a presentation context that was not accepted")
+        if command.field == C_CANCEL_RQ:
+            return  # nothing that is served here can be cancelled
+        if command.message_id is None and not command.field & RESPONSE:
+            raise ValueError("a request has no Message ID")
         if command.field != C_STORE_RQ:
             self._foreign_left = MAX_INFORMATION_BYTES if command.has_dataset else 0
             self._provider.receive_primitive(to_primitive(Fragment(context_id, True, True, encoded)))
+            if (self._provider.message is not None) != command.has_dataset:
+                raise ValueError("a command set can be read in two ways")
             return
-        if command.message_id is None:
-            raise ValueError("a C-STORE request has no Message ID")
         self._provider.note_request()
         context = self._association._accepted_cx[context_id]
         syntax = str(context.transfer_syntax[0])
         spool = Spool(self._intake.files, command.sop_class_uid, command.sop_instance_uid, syntax)
+        if command.sop_class_uid != context.abstract_syntax:  # only of what was negotiated: not all may store
+            spool.error = InvalidInstanceError("its SOP Class is not that of its presentation context")
         self._request = context_id, command, spool
         if not command.has_dataset:
             self._answer(context_id, command, spool)
@@ -214,12 +236,12 @@ class PduReader:
             self._answer(context_id, command, spool)
 
     def _answer(self, context_id: int, command: Command, spool: Spool) -> None:
-        self._is_storing = True
+        self._is_busy = True
         try:
             status, comment = self._intake.store(self._association, command, spool)
         finally:
             self._dul._idle_timer.restart()
-            self._is_storing = False
+            self._is_busy = False
             self._request = None
         response = encode_store_response(command, status, comment)
         self._provider.send_answer(split_command(context_id, response, self._provider.maximum_pdu_size or 0))

@@ -120,6 +120,8 @@ class Receiver:
         self._thread.join()
         for association in open_associations:
             association.abort(block=False)
+        for association in self._server.active_associations:  # those that were being accepted
+            association.abort(block=False)
         self._watch.join(LOOK_S)  # it may be at that, too
         if self._door.unkept:
             keep_audit(self._door)

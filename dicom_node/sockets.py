@@ -33,7 +33,9 @@ def receive_into(connection: socket.socket, within_s: float, view: memoryview) -
     """Fill `view` and return how many bytes came: fewer if the peer hangs up. Raises OSError as `receive_exactly`."""
     received, deadline = 0, time.monotonic() + within_s
     while received < len(view):
-        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        if (left := deadline - time.monotonic()) <= 0:
+            raise TimeoutError(f"{len(view)} bytes did not come within {within_s:g} s")
+        connection.settimeout(left)
         read = connection.recv_into(view[received:])
         if read == 0:
             break

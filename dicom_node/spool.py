@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -86,9 +87,11 @@ class Spool:
     def discard(self) -> None:
         """Remove the file, unless it was released."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is not written yet may find the disk full
+                self._file.close()
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     def _append(self, fragment: bytes | memoryview) -> None:
         if self._file is None:

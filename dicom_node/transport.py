@@ -122,12 +122,9 @@ class ReceivingServer(ThreadedAssociationServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Tell whether a connection is taken up: not while too many of them are no associations."""
-        strangers = Counter(
-            association.requestor.address
-            for association in self.associations()
-            if association.requestor.primitive is None
-        )
         with self._lock:
+            known = [association for association, visit in self._visits.items() if not visit.admitted]
+            strangers = Counter(association.requestor.address for association in known if association.is_alive())
             strangers.update(self._greeting)
         return strangers.total() < STRANGERS and strangers[client_address[0]] < STRANGERS_OF_ADDRESS
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,16 @@ from dicom_node.instance import DX_PRESENTATION_STORAGE, Instance
 from dicom_node.pdata import Fragment, encode_fragment
 from tests.acceptance.peers import wait_until
 from tests.builders import make_cxr_dataset
-from tests.integration.test_scp import SUCCESS, VERIFICATION, Node, associated, dataset_bytes, node, sqlite_sessions
+from tests.integration.test_scp import (
+    CANNOT_UNDERSTAND,
+    SUCCESS,
+    VERIFICATION,
+    Node,
+    associated,
+    dataset_bytes,
+    node,
+    sqlite_sessions,
+)
 from tests.senders import Sender
 
 __all__ = ["node", "sqlite_sessions"]
@@ -145,6 +156,16 @@ def of_no_command(fragments: list[Fragment]) -> list[Fragment]:
     return [Fragment(fragments[0].context_id, True, True, b"nonsense"), *fragments[3:]]
 
 
+def of_empty_pieces(fragments: list[Fragment]) -> list[Fragment]:
+    return [Fragment(fragments[0].context_id, True, False, b""), *fragments]
+
+
+def without_a_message_id(fragments: list[Fragment]) -> list[Fragment]:
+    whole = b"".join(bytes(one.content) for one in fragments[:3])
+    at = whole.index(struct.pack("<HHL", 0, 0x0110, 2))
+    return [Fragment(fragments[0].context_id, True, True, whole[:at] + whole[at + 10 :]), *fragments[3:]]
+
+
 def of_an_endless_command(fragments: list[Fragment]) -> list[Fragment]:
     return [Fragment(fragments[0].context_id, True, False, bytes(16_000))] * 5
 
@@ -153,7 +174,7 @@ def of_an_endless_command(fragments: list[Fragment]) -> list[Fragment]:
     "spoil",
     [
         without_dataset, with_a_command_in_the_middle, of_another_context, of_no_context, of_no_command,
-        of_an_endless_command,
+        of_an_endless_command, of_empty_pieces, without_a_message_id,
     ],
 )  # fmt: skip
 def test_messages_that_are_none_end_the_association_and_leave_nothing(
@@ -165,6 +186,43 @@ def test_messages_that_are_none_end_the_association_and_leave_nothing(
     wait_until(lambda: assoc.is_aborted, "the association to be aborted", 10)
     wait_until(lambda: not node.unfinished(), "what came of it to be removed", 10)
     assert node.rows() == []
+
+
+def test_what_is_stored_is_of_the_class_that_was_negotiated(node: Node) -> None:
+    """Who may only report storage commitment has no context for instances, and none of the others will do."""
+    with associated(node) as assoc:
+        context = context_of(assoc, VERIFICATION)
+        fragments = store_fragments(assoc, make_cxr_dataset())
+        raw(assoc, b"".join(encode_fragment(replace(one, context_id=context)) for one in fragments))
+        assert answers(assoc, 1) == [(1, CANNOT_UNDERSTAND)]
+    assert (node.rows(), node.files(), node.unfinished()) == ([], [], [])
+
+
+def test_a_cancel_request_is_no_request(node: Node, assoc: Association) -> None:
+    """It has no answer, so that nothing waits for one."""
+    elements = ((0x0100, 0x0FFF), (0x0120, 1), (0x0800, 0x0101))
+    cancel = b"".join(struct.pack("<HHLH", 0, element, 2, value) for element, value in elements)
+    context = context_of(assoc, VERIFICATION)
+    raw(assoc, encode_fragment(Fragment(context, True, True, cancel)) * (2 * notices.MAX_UNANSWERED))
+    assoc._reactor_checkpoint.set()
+    assert assoc.send_c_echo().Status == SUCCESS
+
+
+def test_a_peer_that_says_nothing_costs_little(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = reading.PduReader.look
+
+    def count(self: reading.PduReader, within_s: float) -> bool:
+        looks.append(1)
+        return look(self, within_s)
+
+    monkeypatch.setattr(reading.PduReader, "look", count)
+    with socket.create_connection(("127.0.0.1", node.port)):
+        wait_until(lambda: len(looks) > 2, "a look", 5)
+        looks.clear()
+        ended = time.monotonic() + 1
+        wait_until(lambda: time.monotonic() > ended, "a second", 5)
+        assert len(looks) <= 2 / reading.IDLE_LOOK_S
 
 
 @pytest.mark.parametrize("ending", ["release", "abort", "hang up"])
