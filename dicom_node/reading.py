@@ -13,14 +13,15 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pynetdicom.association import Association
 
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.logs import log_event
-from dicom_node.notices import MAX_INFORMATION_BYTES, RESPONSE, NoticingProvider, to_primitive
+from dicom_node.notices import IDLE_LOOK_S, MAX_INFORMATION_BYTES, RESPONSE, NoticingProvider, to_primitive
 from dicom_node.pdata import (
     C_CANCEL_RQ,
     C_STORE_RQ,
@@ -49,9 +50,6 @@ CONNECTION_CLOSED, INVALID_PDU = "Evt17", "Evt19"
 
 BUSY_LOOK_S = 0.001
 """Between two looks at what is to be sent while something is; pynetdicom's own pace."""
-
-IDLE_LOOK_S = 0.05
-"""The same while nothing is."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,8 @@ class PduReader:
         """Read what has come, and tell whether something had (in place of pynetdicom's `_is_transport_event`)."""
         if self._dul.state_machine.current_state == CLOSING or self._connection.fileno() == -1:
             came = self._look_as_usual()
-            time.sleep(0 if came else BUSY_LOOK_S)
+            if not came:
+                time.sleep(BUSY_LOOK_S)
             return came
         if not self._wait(IDLE_LOOK_S if self._is_quiet or self._is_awaited else BUSY_LOOK_S):
             return False
@@ -140,9 +139,12 @@ class PduReader:
             return False
         try:
             head = receive_exactly(self._connection, within_s, PDU_HEAD_BYTES)
-            if len(head) < PDU_HEAD_BYTES or head[0] != P_DATA_TF:
-                return self._pass_on(head)
-            body = self._receive_body(within_s, *struct.unpack_from(">L", head, 2))
+            if len(head) == PDU_HEAD_BYTES and head[0] != P_DATA_TF:
+                self._unread = bytes(head)
+                self._dul._read_pdu_data()
+                return False
+            whole = len(head) == PDU_HEAD_BYTES
+            body = self._receive_body(within_s, *struct.unpack_from(">L", head, 2)) if whole else None
         except OSError:
             body = None
         if body is None:
@@ -150,23 +152,21 @@ class PduReader:
             return False
         return self._take_in(body)
 
-    def _pass_on(self, head: bytearray) -> bool:
-        self._unread = bytes(head)
-        if head:
-            self._dul._read_pdu_data()
-        else:
-            self._dul.event_queue.put(CONNECTION_CLOSED)
-        return False
-
     def _receive_body(self, within_s: float, length: int) -> memoryview | None:
         """Return all that a PDU announced, in the buffer that the next one will use; None if the peer hung up."""
         check_length(self._connection, length)
         if len(self._buffer) < length:
             self._buffer = bytearray(length)
         body = memoryview(self._buffer)[:length]
+        with self._busy():
+            return body if receive_into(self._connection, within_s, body) == length else None
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Let the peer not count as idle; its time begins anew afterwards."""
         self._is_busy = True
         try:
-            return body if receive_into(self._connection, within_s, body) == length else None
+            yield
         finally:
             self._dul._idle_timer.restart()
             self._is_busy = False
@@ -236,12 +236,10 @@ class PduReader:
             self._answer(context_id, command, spool)
 
     def _answer(self, context_id: int, command: Command, spool: Spool) -> None:
-        self._is_busy = True
         try:
-            status, comment = self._intake.store(self._association, command, spool)
+            with self._busy():
+                status, comment = self._intake.store(self._association, command, spool)
         finally:
-            self._dul._idle_timer.restart()
-            self._is_busy = False
             self._request = None
         response = encode_store_response(command, status, comment)
         self._provider.send_answer(split_command(context_id, response, self._provider.maximum_pdu_size or 0))

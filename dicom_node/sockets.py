@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -42,3 +43,10 @@ def receive_into(connection: socket.socket, within_s: float, view: memoryview) -
         received += read
     connection.settimeout(within_s)  # for what is sent
     return received
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close a connection, also one that the peer has reset: pynetdicom leaves that open."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

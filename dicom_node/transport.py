@@ -7,7 +7,6 @@ threads. Its server and its request handler are the places to mend that: they ma
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import secrets
@@ -37,6 +36,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 from dicom_node.logs import log_event
 from dicom_node.notices import NoticingProvider
 from dicom_node.reading import ESTABLISHED, Intake, PduReader
+from dicom_node.sockets import hang_up
 from dicom_node.tls import explain, fingerprint, names_in
 
 logger = logging.getLogger(__name__)
@@ -128,12 +128,6 @@ class ReceivingServer(ThreadedAssociationServer):
             strangers.update(self._greeting)
         return strangers.total() < STRANGERS and strangers[client_address[0]] < STRANGERS_OF_ADDRESS
 
-    def associations(self) -> list[Association]:
-        """Return the associations that have not ended, and the connections that may become some."""
-        with self._lock:
-            known = list(self._visits)
-        return [association for association in known if association.is_alive()]
-
     def admitted(self) -> list[Association]:
         """Return the associations that were let in and are not over, also those that are still being negotiated."""
         with self._lock:
@@ -209,7 +203,7 @@ class ReceivingHandler(RequestHandler):
         accepted, provider = association.dul.socket, association.dul
         if isinstance(accepted, AssociationSocket):
             accepted.recv = functools.partial(_receive, association, reader)  # type: ignore[method-assign]
-            accepted._shutdown_socket = functools.partial(_hang_up, self.request)  # type: ignore[method-assign]
+            accepted._shutdown_socket = functools.partial(hang_up, self.request)  # type: ignore[method-assign]
         provider.receive_pdu = functools.partial(_receive_pdu, provider, provider.receive_pdu)  # type: ignore[method-assign]
         provider._is_transport_event = functools.partial(_look, association, reader)  # type: ignore[method-assign]
         provider.idle_timer_expired = reader.is_idle_too_long  # type: ignore[method-assign]
@@ -286,10 +280,3 @@ def _run(association: Association, run: Callable[[], None]) -> None:
 
 def _tell_broken_off(error: Exception) -> None:
     log_event(logger, "association broken off", level=logging.WARNING, reason=f"{type(error).__name__}: {error}")
-
-
-def _hang_up(connection: socket.socket) -> None:
-    """Close a connection, also one that the peer has reset: pynetdicom leaves that open."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from functools import partial
 from typing import Any
 
 from pynetdicom import AE
 from pynetdicom.transport import AssociationSocket
+
+from dicom_node.sockets import hang_up
 
 
 class Sender(AE):
@@ -24,7 +24,5 @@ class Sender(AE):
 
 
 def _hang_up(transport: AssociationSocket) -> None:
-    if transport.socket is not None:
-        with contextlib.suppress(OSError):
-            transport.socket.shutdown(socket.SHUT_RDWR)
-        transport.socket.close()
+    if transport.socket is not None:  # TLS may have put another in its place
+        hang_up(transport.socket)

@@ -225,9 +225,7 @@ class RabbitMQ:
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
         if os.environ.get(TRY_RABBITMQ) != "1":
-            pytest.skip(
-                f"RabbitMQ is tried by `make rabbitmq` ({TRY_RABBITMQ}=1): its start is not reliable enough here"
-            )
+            pytest.skip(f"RabbitMQ is tried by `make rabbitmq` ({TRY_RABBITMQ}=1)")
         if not (self.PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
             missing("rabbitmq-server is not installed")
         self.folder = Path(tempfile.mkdtemp(prefix="knowmvg-rabbitmq-"))
