@@ -237,9 +237,13 @@ class Predictor:
         return twin
 
     def on_cpu(self) -> Predictor:
-        """A copy of the model on the processor, in small batches."""
-        twin = self.in_small_batches()
-        twin._network = deepcopy(self._network).to("cpu")
+        """A copy of the model on the processor, in small batches; it takes no memory of the present device."""
+        network, twin = self._network, self.in_small_batches()
+        held: dict[int, Any] = {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in network.buffers()}
+        held |= {
+            id(p): torch.nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad) for p in network.parameters()
+        }
+        twin._network = deepcopy(network, held)
         return twin
 
     def _deciding(self, **changes: object) -> Predictor:

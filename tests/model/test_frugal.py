@@ -95,6 +95,21 @@ def test_small_batches_and_a_copy_on_the_processor_say_the_same() -> None:
                 assert box.box.xyxy == pytest.approx(twin.box.xyxy, abs=1e-6)
 
 
+def test_a_copy_on_the_processor_takes_no_memory_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a GPU is full, weights that were first copied there would find no place."""
+    predictor = make_predictor()
+
+    def is_full(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", is_full)
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", is_full)
+    copied = predictor.on_cpu()
+    own = {tensor.data_ptr() for tensor in predictor._network.parameters()}
+    assert not own & {tensor.data_ptr() for tensor in copied._network.parameters()}
+    assert copied.ground([tiny_image()], REPORT).model == predictor.identity
+
+
 def test_studies_that_do_not_fit_together_are_asked_for_one_by_one_and_each_is_tried_with_less() -> None:
     grounder, told = make(CUDA, lambda predictor: predictor._batches == SMALLEST, "cuda")
     studies = [grounder.prepare([tiny_image(seed=seed)], REPORT) for seed in range(2)]
