@@ -36,6 +36,7 @@ def sweep(resources: Resources) -> None:
     open_written_jobs(resources)
     ring_for_due_jobs(resources)
     ring_for_due_errands(resources)
+    queries.copy_log(resources.sessions)
 
 
 def free_leases_of_the_dead(resources: Resources) -> None:

@@ -73,6 +73,7 @@ from dicom_node.queries.dispatches import (
 from dicom_node.queries.engine import (
     AWAY_ERRORS,
     DATABASE_ERRORS,
+    copy_log,
     explain,
     make_engine,
     make_sessions,
@@ -175,6 +176,7 @@ __all__ = [
     "claim_request",
     "claim_waiting",
     "close_job",
+    "copy_log",
     "count_instances",
     "count_jobs",
     "count_unsent_audit",

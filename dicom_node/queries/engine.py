@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ SQLITE_WAIT_S = 30
 """For the write lock: transactions are milliseconds long, but a checkpoint on a slow disk may take seconds."""
 
 SQLITE_AGAIN_S = 0.01
+
+SQLITE_LOG_PAGES = 16_384
+"""So long (64 MiB) SQLite's log gets before a commit copies it into the database by itself: `copy_log` does that, so
+that nobody who waits for a commit waits for pages all over a large database. Without a scheduler it stays bounded."""
 
 POSTGRESQL_OPTIONS = "-c timezone=UTC -c synchronous_commit=on -c lock_timeout=15s -c statement_timeout=60s"
 """A commit that is answered is on disk, whatever the server's default; nothing waits for ever."""
@@ -66,6 +71,17 @@ def probe(session: Session) -> str:
     return "the database is read-only" if read_only == "on" else ""
 
 
+def copy_log(sessions: sessionmaker[Session]) -> None:
+    """Copy what SQLite's log holds into the database, beside readers and writers; other databases do so themselves.
+
+    Raises DBAPIError.
+    """
+    engine: Engine = sessions.kw["bind"]
+    if engine.dialect.name == "sqlite":
+        with closing(engine.raw_connection()) as connection:
+            connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+
 def _make_postgresql(url: URL) -> Engine:
     arguments = {"connect_timeout": 10, "application_name": "knowmvg", "options": POSTGRESQL_OPTIONS}
     keep_alive = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -84,7 +100,7 @@ def _make_sqlite(url: URL) -> Engine:
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where the driver thinks
     _switch_to_wal(connection)
-    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", f"wal_autocheckpoint={SQLITE_LOG_PAGES}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

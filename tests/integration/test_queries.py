@@ -936,6 +936,25 @@ def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_the_sweep_copies_sqlites_log_into_the_database(tmp_path: Path) -> None:
+    """A commit does so only where no scheduler has for long: it would wait for pages all over the database."""
+    engine = make_engine(f"sqlite:///{tmp_path}/knowmvg.db")
+    sessions = queries.make_sessions(engine)
+
+    def is_copied(text: str) -> bool:
+        return text.encode() in (tmp_path / "knowmvg.db").read_bytes()
+
+    with sessions.begin() as session:
+        session.execute(text("CREATE TABLE filled (value TEXT)"))
+    for number in range(30):  # pages of 4 KiB, more than a log of SQLite's own length holds
+        with sessions.begin() as session:
+            session.execute(text("INSERT INTO filled VALUES (:value)"), {"value": f"-{number}-" + "x" * 200_000})
+    assert not is_copied("-29-xxx")
+    queries.copy_log(sessions)
+    assert is_copied("-29-xxx")
+    engine.dispose()
+
+
 def test_postgresql_syncs_every_commit(postgres_url: str) -> None:
     engine = make_engine(postgres_url)
     with engine.connect() as connection:
