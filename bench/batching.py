@@ -107,15 +107,15 @@ def main() -> None:
         f"{len(studies)} studies of {arguments.size} x {arguments.size} pixels on {kind} ({where}, {arguments.threads} "
         f"threads), medians of {arguments.pairs} pairs; one by one {1000 * alone:.1f} ms a study (model alone)"
     )
-    model = measure({size: lambda size=size: ground(predictor, prepared, size) for size in sizes}, arguments.pairs)
-    whole = measure(
-        {size: lambda size=size: read_and_ground(predictor, given, size) for size in sizes}, arguments.pairs
-    )
     for size in arguments.batches:
+        pair = (1, size)
+        model = measure({one: lambda one=one: ground(predictor, prepared, one) for one in pair}, arguments.pairs)
+        whole = measure({one: lambda one=one: read_and_ground(predictor, given, one) for one in pair}, arguments.pairs)
         same, pixels = greatest_difference(told[1], told[size])
         print(
             f"batches of {size}: model {model[size]:.2f} x one by one, with reading {whole[size]:.2f} x; "
-            f"{same} of {len(studies)} studies are told the same, corners differ by {pixels:.3f} pixels at most"
+            f"{same} of {len(studies)} studies are told the same, corners differ by {pixels:.3f} pixels at most",
+            flush=True,
         )
     print(f"target on {kind}: {TARGETS.get(kind, 1.0)} x")
 

@@ -36,6 +36,30 @@ STUDY, SERIES, INSTANCE = (f"{UID_ROOT}{kind}{'0' * 16}" for kind in (1, 2, 3))
 ANSWER_S = 60
 
 
+def encode_request(
+    context_id: int, sop_class_uid: str, sop_instance_uid: str, dataset: bytes, max_pdu_bytes: int
+) -> tuple[bytes, bytes]:
+    """Return a C-STORE request for a peer that takes PDUs of so many bytes: up to its first data PDU, and the rest."""
+    request: Any = C_STORE()
+    request.MessageID, request.Priority, request.DataSet = 1, 2, BytesIO(b"..")
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(sop_class_uid), UID(sop_instance_uid)
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    command = next(iter(message.encode_msg(context_id, 16384))).presentation_data_value_list[0][1][1:]
+    most = min(max_pdu_bytes or 131072, 131072) - 6
+    pieces = [dataset[at : at + most] for at in range(0, len(dataset), most)]
+    pdus = [
+        encode_fragment(Fragment(context_id, False, number == len(pieces), piece))
+        for number, piece in enumerate(pieces, 1)
+    ]
+    return encode_fragment(Fragment(context_id, True, True, command)) + pdus[0], b"".join(pdus[1:])
+
+
+def without_meta(content: bytes) -> bytes:
+    """Return the dataset of a DICOM file's bytes."""
+    return content[144 + int.from_bytes(content[140:144], "little") :]
+
+
 class Message:
     """A C-STORE request and its dataset, cut for a peer."""
 
@@ -44,22 +68,8 @@ class Message:
         pixels = np.random.default_rng(7).integers(0, 4096, (side, side), np.uint16)
         ds = make_cxr_dataset(pixels=pixels, StudyInstanceUID=STUDY, SeriesInstanceUID=SERIES, SOPInstanceUID=INSTANCE)
         ds.file_meta.MediaStorageSOPInstanceUID = INSTANCE
-        content = encode(ds)
-        dataset = content[144 + int.from_bytes(content[140:144], "little") :]
-        request: Any = C_STORE()
-        request.MessageID, request.Priority, request.DataSet = 1, 2, BytesIO(b"..")
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(DX_PRESENTATION_STORAGE), UID(INSTANCE)
-        message = C_STORE_RQ()
-        message.primitive_to_message(request)
-        command = next(iter(message.encode_msg(context_id, 16384))).presentation_data_value_list[0][1][1:]
-        most = min(max_pdu_bytes or 131072, 131072) - 6
-        pieces = [dataset[at : at + most] for at in range(0, len(dataset), most)]
-        pdus = [
-            encode_fragment(Fragment(context_id, False, number == len(pieces), piece))
-            for number, piece in enumerate(pieces, 1)
-        ]
-        self._first = encode_fragment(Fragment(context_id, True, True, command)) + pdus[0]
-        self._rest = b"".join(pdus[1:])
+        dataset = without_meta(encode(ds))
+        self._first, self._rest = encode_request(context_id, DX_PRESENTATION_STORAGE, INSTANCE, dataset, max_pdu_bytes)
 
     def send(self, connection: socket.socket, number: int, per_study: int) -> None:
         """Send it as the instance of this number."""

@@ -218,7 +218,6 @@ class Node:
     """`knowmvg up` with a configuration and a data folder of its own, and DCMTK as its PACS."""
 
     def __init__(self, folder: Path, enter: Sequence[str] = (), **sections: Any) -> None:
-        require("storescu", "echoscu")
         self.folder, self.enter = folder, list(enter)
         folder.mkdir(parents=True, exist_ok=True)
         private = bool(enter)
@@ -299,6 +298,7 @@ class Node:
     def _dcmtk(
         self, program: str, ae_title: str, *options: str, paths: Sequence[Path] = ()
     ) -> subprocess.CompletedProcess[str]:
+        require(program)
         command = [*self.enter, program, "-aet", ae_title, "-aec", "KNOWMVG", "-to", "10", *options, "127.0.0.1"]
         return subprocess.run(
             [*command, str(self.port), *map(str, paths)],
