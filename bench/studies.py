@@ -122,9 +122,9 @@ class Archive(FakePacs):
 
     def _handle_store(self, event: Event) -> int:
         status = super()._handle_store(event)
-        self.came[str(event.dataset.StudyInstanceUID)].setdefault(
-            str(event.request.AffectedSOPInstanceUID), time.monotonic()
-        )
+        request: Any = event.request
+        came = self.came[str(event.dataset.StudyInstanceUID)]
+        came.setdefault(str(request.AffectedSOPInstanceUID), time.monotonic())
         return status
 
 

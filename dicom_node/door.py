@@ -28,7 +28,7 @@ from dicom_node.logs import log_event
 from dicom_node.peers import Admission, Caller, Refusal, admit
 from dicom_node.pressure import Pressure, Reading
 from dicom_node.queries import DATABASE_ERRORS, explain, note_audit, probe
-from dicom_node.storage import FileStorage
+from dicom_node.storage import Storage
 from dicom_node.transport import Visit
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Door:
 
     settings: Settings
     sessions: sessionmaker[Session]
-    storage: FileStorage
+    storage: Storage
     clock: Clock
     pressure: Pressure
     filing: Filing
@@ -207,14 +207,15 @@ def keep_audit(door: Door) -> None:
                 door.unkept.extendleft(reversed(waiting))
 
 
-def measure(storage: FileStorage, sessions: sessionmaker[Session]) -> Reading:
+def measure(storage: Storage, sessions: sessionmaker[Session]) -> Reading:
     """Look at the free space and the database."""
     fault = _fault_of_database(sessions)
     try:
         free = storage.free_bytes()
+        unusable = storage.find_fault()
     except OSError as error:
         return Reading(0, f"the storage cannot be used ({error.strerror or type(error).__name__})", bool(fault))
-    return Reading(free, fault, bool(fault))
+    return Reading(free, unusable or fault, bool(fault))
 
 
 def _fault_of_database(sessions: sessionmaker[Session]) -> str:

@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_INSTANCE, PROCESSING_FAILURE, Reference
 from dicom_node.queries import HeldInstance, held_instances
-from dicom_node.storage import FileStorage, dataset_digest
+from dicom_node.storage import Storage, dataset_digest
 
 
 def check_references(
-    references: Sequence[Reference], sessions: sessionmaker[Session], storage: FileStorage
+    references: Sequence[Reference], sessions: sessionmaker[Session], storage: Storage
 ) -> tuple[tuple[Reference, ...], dict[Reference, int]]:
     """Return which of these instances are kept, and the Failure Reason (PS3.3 C.14.1.1) of each other one.
 
@@ -25,13 +25,14 @@ def check_references(
     return kept, {reference: reason for reference, reason in reasons.items() if reason is not None}
 
 
-def _check(reference: Reference, held: HeldInstance | None, storage: FileStorage) -> int | None:
+def _check(reference: Reference, held: HeldInstance | None, storage: Storage) -> int | None:
     if held is None:
         return NO_SUCH_INSTANCE
     if held.sop_class_uid != reference[0]:
         return CLASS_CONFLICT
     try:
-        sha256, size = dataset_digest(storage.path(held.key))
+        with storage.open(held.key) as file:
+            sha256, size = dataset_digest(file)
     except FileNotFoundError:
         return NO_SUCH_INSTANCE
     except OSError:

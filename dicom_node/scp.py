@@ -44,7 +44,7 @@ from dicom_node.pressure import Pressure
 from dicom_node.queries import note_commitment_request
 from dicom_node.reading import Intake
 from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Files
-from dicom_node.storage import FileStorage
+from dicom_node.storage import Storage
 from dicom_node.storing import SUCCESS, UNAVAILABLE, OutOfResourcesError, check_free_space, explain, store
 from dicom_node.tls import server_context
 from dicom_node.transport import GREETING_S, ReceivingHandler, ReceivingServer, SharedPortServer
@@ -133,7 +133,7 @@ class Receiver:
                 keep_audit(self._door)
 
 
-def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage: FileStorage, clock: Clock) -> Receiver:
+def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage: Storage, clock: Clock) -> Receiver:
     """Listen as `settings.receiver` says. Raises OSError if the address cannot be bound."""
     # a value that is not as PS3.5 wants it is no reason to print it: it may be a patient's
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

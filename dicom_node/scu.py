@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -66,12 +65,12 @@ SR_CLASSES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One encoding of a part: an instance in a file."""
+    """One encoding of a part: an instance, whose file `open` gives."""
 
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
-    path: Path
+    open: Callable[[], BinaryIO]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,8 @@ class Archive:
         if not self.is_open:
             return None
         try:
-            ds = dcmread(candidate.path)
+            with candidate.open() as file:
+                ds = dcmread(file)
         except OSError as error:
             raise TransientError(f"result {candidate.sop_instance_uid} cannot be read: {error.strerror}") from error
         try:

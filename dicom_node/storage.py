@@ -1,4 +1,4 @@
-"""Bytes on disk: what is put under a key is either there whole and synced, or not there at all.
+"""Where bytes are kept: what is put under a key is either there whole and synced, or not there at all.
 
 New bytes are written to `incoming`, synced, and renamed; what a crash leaves there is swept at a later start: its name
 tells the host and the process that wrote it. Keys are relative paths made by `instance_key` and `result_key`, the only
@@ -15,7 +15,7 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
@@ -30,6 +30,37 @@ class StoredFile:
     key: str
     sha256: str
     size: int
+
+
+class Storage(Protocol):
+    """What keeps the bytes; safe to use from many threads and processes. Anything may raise OSError."""
+
+    def receive(self) -> BinaryIO:
+        """Return a new file on this host's disk for what comes; the caller files or removes it (`name`)."""
+
+    def file(self, key: str, path: Path) -> None:
+        """Move such a file, whose content is synced already, under `key`, durably."""
+
+    def put(self, key: str, source: Path | bytes) -> StoredFile:
+        """File bytes, or such a file, under `key`, durably. What is there already is replaced, in one step."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Open `key` for reading. Raises FileNotFoundError where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Tell whether there is something under `key`."""
+
+    def remove(self, key: str) -> None:
+        """Remove `key`, if it is there."""
+
+    def free_bytes(self) -> int:
+        """Return how many bytes can still be received."""
+
+    def sweep_incoming(self, older_than: float) -> int:
+        """Remove what was left unfinished; see `FileStorage.sweep_incoming`."""
+
+    def find_fault(self) -> str:
+        """Return why nothing that is kept can be reached now, and what to do; empty where it can."""
 
 
 def instance_key(study_instance_uid: str, sop_instance_uid: str, sha256: str) -> str:
@@ -112,6 +143,10 @@ class FileStorage:
         """Remove the file `key`, if it is there."""
         self.path(key).unlink(missing_ok=True)
 
+    def find_fault(self) -> str:
+        """Return that the folder is away, or an empty text."""
+        return "" if self.root.is_dir() else f"the storage {self.root} is away: mount it again"
+
     def free_bytes(self) -> int:
         """Return the free space of the file system, in bytes."""
         self._make_folder(self.incoming)
@@ -183,19 +218,18 @@ def sync_and_digest(path: Path) -> tuple[str, int]:
         return digest.hexdigest(), file.tell()
 
 
-def dataset_digest(path: Path) -> tuple[str, int]:
+def dataset_digest(file: BinaryIO) -> tuple[str, int]:
     """Return the SHA-256 of the dataset of a DICOM file, without its File Meta Information, and the size of the file.
 
     Raises OSError; ValueError never: what is no DICOM file has the digest of all its bytes.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        is_dicom = head[128:132] == b"DICM" and head[132:138] == b"\x02\x00\x00\x00UL"
-        file.seek(HEAD_BYTES + int.from_bytes(head[140:144], "little") if is_dicom else 0)
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-        return digest.hexdigest(), os.fstat(file.fileno()).st_size
+    head = file.read(HEAD_BYTES)
+    is_dicom = head[128:132] == b"DICM" and head[132:138] == b"\x02\x00\x00\x00UL"
+    file.seek(HEAD_BYTES + int.from_bytes(head[140:144], "little") if is_dicom else 0)
+    while chunk := file.read(CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest(), file.seek(0, os.SEEK_END)
 
 
 def sync(path: Path) -> None:

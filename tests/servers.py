@@ -7,8 +7,10 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -333,3 +335,47 @@ class RabbitMQ:
 
     def _log(self) -> str:
         return (self.folder / "console").read_text(errors="replace")[-2000:]
+
+
+class ObjectStore:
+    """A server that speaks S3 (moto), empty at start, with one bucket; it forgets everything when it ends."""
+
+    bucket = "films"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait for an answer."""
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_S
+        while not self._makes_bucket():
+            assert self._process.poll() is None and time.monotonic() < deadline, "the object store does not start"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self._process.kill()
+        self._process.wait()
+
+    close = kill
+
+    def section(self, credentials: Path) -> dict[str, object]:
+        """Return what a configuration says of it; `credentials` is where the file with them is written."""
+        credentials.write_text("access_key_id: node\nsecret_access_key: secret\n")
+        credentials.chmod(0o600)
+        return {
+            "url": f"s3://{self.bucket}/knowmvg", "endpoint": self.url, "region": "us-east-1", "allow_http": True,
+            "credentials_file": str(credentials),
+        }  # fmt: skip
+
+    def _makes_bucket(self) -> bool:
+        try:
+            request = urllib.request.Request(f"{self.url}/{self.bucket}", method="PUT")
+            with urllib.request.urlopen(request, timeout=5):
+                return True
+        except OSError:
+            return False

@@ -112,10 +112,13 @@ def _find_destination(dispatch: DispatchFacts, resources: Resources) -> Destinat
 def _read_parts(dispatch: DispatchFacts, resources: Resources) -> dict[str, Part]:
     with resources.sessions() as session:
         results = queries.load_results(session, dispatch.job_id)
-    missing = [one.sop_instance_uid for one in results if not resources.storage.exists(one.key)]
+    try:
+        missing = [one.sop_instance_uid for one in results if not resources.storage.exists(one.key)]
+    except OSError as error:
+        raise TransientError(f"the results cannot be read from the storage ({error.strerror})") from error
     if missing:
-        if not resources.storage.root.is_dir():
-            raise TransientError(f"the storage {resources.storage.root} is away: mount it again")
+        if fault := resources.storage.find_fault():
+            raise TransientError(fault)
         raise PermanentError(f"result {missing[0]} is missing from the storage: restore it from the backup")
     return group_parts(results, resources)
 
@@ -125,8 +128,9 @@ def group_parts(results: Iterable[queries.StoredResult], resources: Resources) -
     candidates: dict[str, tuple[Candidate, ...]] = {}
     for one in results:
         candidate = Candidate(
-            one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid, resources.storage.path(one.key)
-        )
+            one.sop_class_uid, one.sop_instance_uid, one.series_instance_uid,
+            functools.partial(resources.storage.open, one.key),
+        )  # fmt: skip
         candidates[one.part] = (*candidates.get(one.part, ()), candidate)
     return {name: Part(name, of_part) for name, of_part in candidates.items()}
 

@@ -22,6 +22,7 @@ from dicom_node.clock import utc_now
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
+from dicom_node.objects import open_storage
 from dicom_node.queries import (
     DATABASE_ERRORS,
     check_schema,
@@ -32,7 +33,6 @@ from dicom_node.queries import (
     note_process,
     upgrade_schema,
 )
-from dicom_node.storage import FileStorage
 from workers import tasks
 from workers.app import make_app, make_ring
 from workers.auditing import AuditForwarder
@@ -58,7 +58,7 @@ def make_resources(settings: Settings, token: str) -> Resources:
     return Resources(
         settings=settings,
         sessions=make_sessions(engine),
-        storage=FileStorage(settings.storage.root),
+        storage=open_storage(settings),
         clock=utc_now,
         load_grounder=LazyGrounder(settings.model.path, settings.model.device),
         connect=scu.connect,

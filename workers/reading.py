@@ -29,8 +29,8 @@ def read_dataset(stored: queries.StoredInstance, resources: Resources, *, pixels
         with resources.storage.open(stored.key) as stream:
             return file.read_dataset(stream, pixels=pixels)
     except FileNotFoundError as error:
-        if not resources.storage.root.is_dir():
-            raise TransientError(f"the storage {resources.storage.root} is away: mount it again") from error
+        if fault := resources.storage.find_fault():
+            raise TransientError(fault) from error
         raise PermanentError(
             f"instance {stored.instance.sop_instance_uid} is missing from the storage: restore {stored.key} or have "
             "the study sent again"

@@ -19,7 +19,7 @@ from dicom_node.errors import PermanentError
 from dicom_node.logs import log_event
 from dicom_node.queries import AWAY_ERRORS, explain
 from dicom_node.scu import Connect
-from dicom_node.storage import FileStorage
+from dicom_node.storage import Storage
 from grounding.types import BatchGrounder, ModelError
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Resources:
 
     settings: Settings
     sessions: sessionmaker[Session]
-    storage: FileStorage
+    storage: Storage
     clock: Clock
     load_grounder: Callable[[], BatchGrounder]
     connect: Connect

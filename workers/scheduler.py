@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from dicom_node import queries, study
 from dicom_node.logs import log_event
 from dicom_node.priority import urgency_of
-from dicom_node.storage import FileStorage
+from dicom_node.storage import Storage
 from workers.deliver import open_dispatches
 from workers.ownership import is_alive
 from workers.resources import RING_AGAIN, RING_SOON, Resources
@@ -143,7 +143,7 @@ def _remove_inputs(resources: Resources, study_instance_uid: str, before: dateti
     return removed
 
 
-def _remove(storage: FileStorage, key: str) -> bool:
+def _remove(storage: Storage, key: str) -> bool:
     """Remove a file, and tell whether that could be done; the others need not wait for it."""
     try:
         storage.remove(key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from dicom_node.cli.options import refuse_absent_file
 from dicom_node.config import DestinationSettings, Settings, load_settings
 from dicom_node.console.health import Check, check_database, check_storage
 from dicom_node.errors import NodeError, SettingsError
+from dicom_node.objects import open_bucket
 from dicom_node.queries import make_engine
 from grounding.types import ModelError
 
@@ -25,7 +28,7 @@ def run_checks(config: Path | None) -> Iterator[Check]:
     yield check_configuration(settings, config)
     yield check_rows(settings)
     yield check_broker(settings)
-    yield check_storage(settings)
+    yield check_bytes(settings)
     for destination in settings.destinations:
         yield check_destination(settings, destination)
     yield check_model(settings)
@@ -44,6 +47,7 @@ def _describe_exposed(settings: Settings, config: Path | None) -> str:
     """Name the files with secrets that other users can read."""
     tls = settings.receiver.tls
     files = [tls.key if tls else None, settings.database.password_file, settings.broker.password_file]
+    files += [settings.storage.credentials_file]
     files += [destination.tls.key for destination in settings.destinations if destination.tls]
     if config is not None and _holds_password(config):
         files.append(config)
@@ -69,6 +73,15 @@ def check_rows(settings: Settings) -> Check:
     except NodeError as error:
         return Check("database", False, str(error))
     return check_database(settings, make_engine(settings.database.url))
+
+
+def check_bytes(settings: Settings) -> Check:
+    """Tell whether instances can be kept; a bucket is given a small object, asked for it, and told to remove it."""
+    check = check_storage(settings)
+    if not (check.ok and settings.storage.is_bucket):
+        return check
+    fault = open_bucket(settings).try_out(f"check-{socket.gethostname()}-{os.getpid()}")
+    return Check("storage", False, f"{settings.storage.url}: {fault}") if fault else check
 
 
 def check_broker(settings: Settings) -> Check:

@@ -35,15 +35,15 @@ def up(config: ConfigOption = None) -> None:
 def receiver(config: ConfigOption = None) -> None:
     """Run the receiver: Storage SCP and C-ECHO."""
     settings = begin("receiver", config)
+    from dicom_node.objects import open_storage
     from dicom_node.queries import note_process
     from dicom_node.scp import start_receiver
-    from dicom_node.storage import FileStorage
     from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
     stop = stop_event()
     try:
-        server = start_receiver(settings, sessions, FileStorage(settings.storage.root), utc_now)
+        server = start_receiver(settings, sessions, open_storage(settings), utc_now)
     except OSError as error:
         raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
     mark_ready(settings)

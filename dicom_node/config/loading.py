@@ -121,7 +121,6 @@ def _allowed_keys(where: tuple[int | str, ...]) -> list[str]:
 
 def _resolve(settings: Settings, folder: Path) -> Settings:
     data_dir = folder / settings.node.data_dir.expanduser()
-    storage = folder / settings.storage.root if settings.storage.url else data_dir / "dicom"
     model = settings.model.path if settings.model.path == "default" else str(folder / Path(settings.model.path))
     placed: Settings = _place(settings, folder)
     database, broker = placed.database, placed.broker
@@ -134,7 +133,7 @@ def _resolve(settings: Settings, folder: Path) -> Settings:
                 }
             ),
             "broker": broker.model_copy(update={"url": _with_password(broker.url, broker.password_file)}),
-            "storage": StorageSettings(url=f"file://{storage}"),
+            "storage": placed.storage.model_copy(update={"url": _resolve_storage(settings.storage, folder, data_dir)}),
             "model": settings.model.model_copy(update={"path": model}),
         }
     )
@@ -167,6 +166,12 @@ def _with_password(url: str, path: Path | None) -> str:
     user = parts.username or ""
     where = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{where}").geturl()
+
+
+def _resolve_storage(storage: StorageSettings, folder: Path, data_dir: Path) -> str:
+    if storage.is_bucket:
+        return storage.url
+    return f"file://{folder / storage.root if storage.url else data_dir / 'dicom'}"
 
 
 def _resolve_database(text: str, folder: Path, data_dir: Path) -> str:

@@ -139,14 +139,44 @@ class BrokerSettings(Section):
 
 
 class StorageSettings(Section):
-    """Where instances are kept; empty means the folder `dicom` in the data folder."""
+    """Where instances are kept; empty means the folder `dicom` in the data folder.
+
+    The other keys are about a bucket. `credentials_file` is YAML with `access_key_id` and `secret_access_key`; without
+    one they come from the environment, or from the instance's role.
+    """
 
     url: Annotated[str, BeforeValidator(lambda value: value and parse_storage_url(value))] = ""
+    endpoint: str | None = None
+    region: str | None = None
+    credentials_file: Path | None = None
+    allow_http: bool = False
+
+    @property
+    def is_bucket(self) -> bool:
+        """Whether it is an object store."""
+        return self.url.startswith("s3://")
 
     @property
     def root(self) -> Path:
-        """The folder."""
+        """The folder, where it is one."""
         return Path(self.url.removeprefix("file://"))
+
+    @property
+    def bucket(self) -> tuple[str, str]:
+        """The bucket, and what its keys begin with."""
+        name, _, prefix = self.url.removeprefix("s3://").partition("/")
+        return name, prefix.strip("/")
+
+    @model_validator(mode="after")
+    def _in_clear(self) -> Self:
+        if self.endpoint is None:
+            return self
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("endpoint is the address of the object store, as https://s3.hospital.example")
+        if parts.scheme == "http" and not self.allow_http:
+            raise ValueError("endpoint is http: patients' images would pass in clear; write https, or allow_http: true")
+        return self
 
 
 class ModelSettings(Section):

@@ -45,9 +45,13 @@ def parse_broker_url(value: object) -> object:
 
 
 def parse_storage_url(value: object) -> object:
-    """Only folders on this host are supported."""
-    if not str(value).startswith("file://") or len(str(value)) == len("file://"):
-        raise ValueError("the storage is a folder, as file://var/dicom or file:///srv/knowmvg/dicom")
+    """A folder, or a bucket of an object store that speaks S3, and what its keys begin with."""
+    text = str(value)
+    if re.fullmatch(r"file://.+|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_./-]*)?", text) is None:
+        raise ValueError(
+            "the storage is a folder, as file://var/dicom or file:///srv/knowmvg/dicom, or a bucket, as "
+            "s3://bucket/prefix"
+        )
     return value
 
 

@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from dicom_node.config import Settings, masked
-from dicom_node.errors import SchemaError
+from dicom_node.errors import NodeError, SchemaError
+from dicom_node.objects import open_storage, spool_of
 from dicom_node.queries import check_schema, current_revision
 
 
@@ -47,7 +48,7 @@ def check_database(settings: Settings, engine: Engine) -> Check:
 
 def check_storage(settings: Settings) -> Check:
     """Tell whether the storage folder can be written and has the free space that the receiver asks for."""
-    root = settings.storage.root
+    root = spool_of(settings)
     folder = next(path for path in (root, *root.parents) if path.exists())  # the node makes the rest itself
     if not folder.is_dir():
         return Check("storage", False, f"{root}: {folder} is no folder; see storage.url")
@@ -60,4 +61,14 @@ def check_storage(settings: Settings) -> Check:
             False,
             f"{root}: {free / 2**30:.1f} GiB free, receiver.min_free_bytes is {needed / 2**30:.1f} GiB",
         )
+    if settings.storage.is_bucket:
+        return _check_bucket(settings)
     return Check("storage", True, f"{root}, {free / 2**30:.1f} GiB free")
+
+
+def _check_bucket(settings: Settings) -> Check:
+    try:
+        fault = open_storage(settings).find_fault()
+    except NodeError as error:
+        fault = str(error)
+    return Check("storage", not fault, fault or f"{settings.storage.url} answers")

@@ -181,7 +181,8 @@ class Site:
 def dataset_digest_or_none(storage: FileStorage, row: InstanceRow) -> tuple[str, int] | None:
     """Return the digest and size of an instance's file, None where there is none."""
     try:
-        return dataset_digest(storage.path(row.storage_key))
+        with storage.open(row.storage_key) as file:
+            return dataset_digest(file)
     except OSError:
         return None
 
@@ -197,7 +198,8 @@ def stray_files(settings: Settings) -> list[str]:
     for path in settings.storage.root.rglob("*.dcm"):
         if "-result-" in path.name:
             continue
-        sha256, _ = dataset_digest(path)
+        with path.open("rb") as file:
+            sha256, _ = dataset_digest(file)
         if path.name.split(".")[1] != sha256[:16]:
             strays.append(str(path))
     return strays

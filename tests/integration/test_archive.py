@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def as_destination(archive: StandInArchive) -> DestinationSettings:
 def test_it_takes_results_and_finds_them_again(archive: StandInArchive, tmp_path: Path) -> None:
     ds = make_report_dataset(sop_class_uid=COMPREHENSIVE_SR)
     path = write(ds, tmp_path / "sr.dcm")
-    candidate = Candidate(ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, path)
+    candidate = Candidate(ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, partial(path.open, "rb"))
     with connect(as_destination(archive), [COMPREHENSIVE_SR, STUDY_ROOT_FIND], "KNOWMVG") as association:
         assert association.store(candidate) == 0x0000
         assert association.find(ds.StudyInstanceUID, candidate) == "present"

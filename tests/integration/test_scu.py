@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,12 @@ def parts(tmp_path: Path) -> tuple[Part, ...]:
 def make_candidate(folder: Path, sop_class_uid: str, instance: int) -> Candidate:
     ds = make_report_dataset(instance=instance, sop_class_uid=sop_class_uid)
     path = write(ds, folder / f"{instance}.dcm")
-    return Candidate(sop_class_uid, ds.SOPInstanceUID, ds.SeriesInstanceUID, path)
+    return Candidate(sop_class_uid, ds.SOPInstanceUID, ds.SeriesInstanceUID, partial(path.open, "rb"))
+
+
+def read_bytes(candidate: Candidate) -> bytes:
+    with candidate.open() as file:
+        return file.read()
 
 
 def make_destination(pacs: FakePacs, **changes: object) -> DestinationSettings:
@@ -67,7 +73,7 @@ def test_archive_gets_the_dataset_as_written_and_shows_it(pacs: FakePacs, parts:
         assert archive.find(study, candidate) == "absent"
         assert archive.store(candidate) == 0x0000
         assert archive.find(study, candidate) == "present"
-    assert pacs.datasets[candidate.sop_instance_uid] == decode(candidate.path.read_bytes())
+    assert pacs.datasets[candidate.sop_instance_uid] == decode(read_bytes(candidate))
     assert not archive.is_open
 
 
@@ -190,7 +196,7 @@ def test_an_association_whose_thread_has_ended_is_not_waited_for(
             association._kill = True
             wait_until(lambda: not association.is_alive(), "the thread of the association to end", 10)
             association.is_established = True
-            archive.find("1.2", Candidate("1.2", "1.3", "1.4", Path("none")))
+            archive.find("1.2", Candidate("1.2", "1.3", "1.4", Path("none").open))
         done.set()
 
     threading.Thread(target=deliver, daemon=True).start()

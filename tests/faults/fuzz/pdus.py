@@ -105,7 +105,8 @@ class Target:
             path = self.storage.path(key)
             if not path.is_file():
                 raise Violation(f"half-written: a row without its file {key}")
-            digest, bytes_there = dataset_digest(path)
+            with path.open("rb") as file:
+                digest, bytes_there = dataset_digest(file)
             if digest != sha256 or size not in (None, bytes_there):
                 raise Violation(f"half-written: {key} is not what its row says")
             read_instance(path)
