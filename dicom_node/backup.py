@@ -91,8 +91,9 @@ class Manifest:
             if values.pop("format") != FORMAT:
                 raise NodeError("the backup is in the format of a newer version of the node: upgrade the node")
             files = tuple(Kept(**one) for one in values.pop("files"))
-            lists = {name: tuple(values.pop(name)) for name in ("removed", "missing", "damaged")}
-            made = cls(database=Kept(**values.pop("database")), files=files, **lists, **values)
+            for name in ("removed", "missing", "damaged"):
+                values[name] = tuple(values[name])
+            made = cls(**values | {"database": Kept(**values["database"]), "files": files})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise NodeError(f"the manifest of the backup cannot be read: {type(error).__name__}") from error
         for one in made.files:
@@ -140,14 +141,15 @@ def make_backup(node: Node, folder: Path, clock: Clock, *, full: bool = False) -
             manifest, copied = _fill(node, unfinished, previous, began_at, clock)
             path = _free_name(unfinished)
             unfinished.rename(path)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)  # where it was not renamed
         _sync_folder(folder)
         return path, manifest, copied
 
 
-def _fill(node: Node, folder: Path, previous: Path | None, began_at: datetime, clock: Clock) -> tuple[Manifest, Copied]:
+def _fill(
+    node: Node, folder: Path, previous: Previous | None, began_at: datetime, clock: Clock
+) -> tuple[Manifest, Copied]:
     database = folder / DATABASE
     take_snapshot(node.url, database)
     copied = _copy_files(node, referenced_files(database), folder / FILES, previous)

@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -39,7 +38,7 @@ SHOWN = 20
 class MakesByDefault(TyperGroup):
     """`backup DIR` is `backup make DIR`; a folder called as a command is given as ./verify."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the command in front that is meant."""
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = [MAKE, *args]

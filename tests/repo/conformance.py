@@ -159,7 +159,7 @@ def notice_statuses() -> Rows:
 
 
 def delivery() -> Rows:
-    rows = []
+    rows: Rows = []
     for meaning in DELIVERY:
         first, last = meaning.statuses[0], meaning.statuses[-1]
         spelt = spell(first) if first == last else f"{spell(first)} to {spell(last)}"
