@@ -52,9 +52,9 @@ def make_node(folder: Path, pacs: FakePacs, url: str) -> Node:
 
 
 def load(site: Site, stop: threading.Event) -> None:
-    """Send studies, one each second, until told to stop."""
+    """Send studies, one each three seconds, until told to stop."""
     number = 0
-    while not stop.wait(1):
+    while not stop.wait(3):
         number += 1
         site.send(make_study(f"load {threading.get_ident()} {number}", images=2))
 
