@@ -23,6 +23,8 @@ Kind = Literal[
     "study changed",
     "configuration changed",
     "node alert",
+    "backup made",
+    "backup restored",
 ]
 
 PRIVATE_SCHEME = "99KNOWMVG"
@@ -45,6 +47,8 @@ EVENTS: dict[Kind, tuple[Code, Code | None, str]] = {
     "study changed": (INSTANCES_ACCESSED, None, "U"),
     "configuration changed": (SECURITY_ALERT, ("110131", "DCM", "Software Configuration"), "E"),
     "node alert": (SECURITY_ALERT, ("capacity", PRIVATE_SCHEME, "Capacity Alert"), "E"),
+    "backup made": (SECURITY_ALERT, ("110132", "DCM", "Use of Restricted Function"), "E"),
+    "backup restored": (SECURITY_ALERT, ("110132", "DCM", "Use of Restricted Function"), "E"),
 }
 """EventID, EventTypeCode and EventActionCode of each kind (PS3.15 A.5.3; CID 400 to 403).
 

@@ -20,7 +20,7 @@ from dicom_node import queries, scu
 from dicom_node.config import Settings, load_settings
 from dicom_node.instance import read_instance
 from dicom_node.queries import Arrival, Recorded, make_engine, make_sessions
-from dicom_node.storage import FileStorage, instance_key
+from dicom_node.storage import FileStorage, StoredFile, dataset_digest, instance_key
 from tests.builders import encode
 from tests.fakes import FakeGrounder, FakePacs, FrozenClock
 from workers.batches import Batches
@@ -66,7 +66,8 @@ class Rig:
         instance = read_instance(content)
         digest = hashlib.sha256(content).hexdigest()
         key = instance_key(instance.study_instance_uid, instance.sop_instance_uid, digest)
-        file = self.storage.put(key, content)
+        self.storage.put(key, content)
+        file = StoredFile(key, *dataset_digest(self.storage.path(key)))
         quiet = timedelta(seconds=self.settings.assembly.quiet_period_s)
         with self.sessions.begin() as session:
             return queries.record_instance(session, Arrival(instance, file, "PACS", self.clock()), quiet)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli import administer, datasets, deliveries, jobs, model, node
+from dicom_node.cli import administer, backup, datasets, deliveries, jobs, model, node, samples
 from dicom_node.errors import NodeError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app = typer.Typer(
 node.add_commands(app)
 model.add_commands(app)
 administer.add_commands(app)
+backup.add_commands(app)
+samples.add_commands(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(datasets.app, name="dataset")

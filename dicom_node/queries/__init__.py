@@ -4,8 +4,8 @@
 inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps what the steps make, `dispatches` takes
 results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
 says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
-people, `counts` says how much there is, `changes` is what administrators do, `hints` tells engines what they do not
-know.
+people, `counts` says how much there is, `changes` is what administrators do, `snapshot` takes all of it along, `hints`
+tells engines what they do not know.
 """
 
 from dicom_node.queries.audit import (
@@ -130,6 +130,18 @@ from dicom_node.queries.schema import (
     current_revision,
     upgrade_schema,
 )
+from dicom_node.queries.snapshot import (
+    Referenced,
+    count_rows,
+    filled_tables,
+    is_removed,
+    load_snapshot,
+    note_removed,
+    prepare_snapshot,
+    referenced_files,
+    snapshot_revision,
+    take_snapshot,
+)
 from dicom_node.queries.views import (
     DispatchFilter,
     DispatchSummary,
@@ -160,6 +172,7 @@ __all__ = [
     "Kept",
     "PreviousResult",
     "Recorded",
+    "Referenced",
     "Reported",
     "RequestEnd",
     "StoredInstance",
@@ -179,6 +192,7 @@ __all__ = [
     "copy_log",
     "count_instances",
     "count_jobs",
+    "count_rows",
     "count_unsent_audit",
     "current_revision",
     "destination_asked",
@@ -191,6 +205,7 @@ __all__ = [
     "end_try",
     "explain",
     "fail_delivery",
+    "filled_tables",
     "free_leases",
     "give_back_jobs",
     "give_back_leases",
@@ -198,6 +213,7 @@ __all__ = [
     "hold_destination",
     "instances_of",
     "is_answered",
+    "is_removed",
     "is_written",
     "jobs_to_ring",
     "kept_studies",
@@ -208,6 +224,7 @@ __all__ = [
     "load_deliveries",
     "load_grounding",
     "load_results",
+    "load_snapshot",
     "lock_job",
     "make_engine",
     "make_sessions",
@@ -220,13 +237,16 @@ __all__ = [
     "note_opened",
     "note_process",
     "note_received",
+    "note_removed",
     "note_report",
     "oldest_due",
     "open_dispatches",
+    "prepare_snapshot",
     "previous_results",
     "probe",
     "record_instance",
     "record_instances",
+    "referenced_files",
     "release_audit",
     "removable_studies",
     "remove_inputs",
@@ -240,6 +260,8 @@ __all__ = [
     "save_results",
     "sender_of",
     "show_job",
+    "snapshot_revision",
+    "take_snapshot",
     "undispatched_jobs",
     "unsent_audit",
     "upgrade_schema",
