@@ -33,7 +33,7 @@ from dicom_node.queries import (
     snapshot_revision,
     take_snapshot,
 )
-from dicom_node.storage import CHUNK_BYTES, FileStorage, dataset_digest, sync
+from dicom_node.storage import CHUNK_BYTES, Storage, dataset_digest, sync
 
 FORMAT = 1
 MANIFEST, DATABASE, FILES = "manifest.json", "database.sqlite", "files"
@@ -119,7 +119,7 @@ class Node:
 
     url: str
     sessions: sessionmaker[Session]
-    storage: FileStorage
+    storage: Storage
     version: str
 
 
@@ -223,7 +223,8 @@ def _copy(node: Node, one: Referenced, target: Path, done: Copied) -> None:
         sha256, size = copy_digesting(stream, file)
         file.flush()
         os.fsync(file.fileno())
-    row_sha256 = sha256 if one.is_result else dataset_digest(target)[0]
+    with target.open("rb") as file:
+        row_sha256 = sha256 if one.is_result else dataset_digest(file)[0]
     if row_sha256 != one.sha256 or one.size not in (None, size):
         target.unlink()
         done.damaged.append(one.key)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from dicom_node.backup import DATABASE, FILES, Kept, Manifest, copy_digesting, find_fault, read_manifest
 from dicom_node.errors import NodeError
 from dicom_node.queries import SCHEMA_REVISION, filled_tables, load_snapshot, prepare_snapshot
-from dicom_node.storage import FileStorage
+from dicom_node.storage import Storage
 
 SHOWN = 5
 
@@ -27,7 +27,7 @@ class Place:
     """Where a backup is restored to. `workspace` is a folder for the snapshot, on the disk of a SQLite database."""
 
     url: str
-    storage: FileStorage
+    storage: Storage
     workspace: Path
 
 
@@ -88,7 +88,7 @@ def _refuse_filled(place: Place) -> None:
         )
 
 
-def _restore_files(folder: Path, manifest: Manifest, storage: FileStorage, *, force: bool) -> Restored:
+def _restore_files(folder: Path, manifest: Manifest, storage: Storage, *, force: bool) -> Restored:
     done = Restored()
     for kept in manifest.files:
         if storage.exists(kept.key):
@@ -103,12 +103,12 @@ def _restore_files(folder: Path, manifest: Manifest, storage: FileStorage, *, fo
     return done
 
 
-def _is_same(storage: FileStorage, kept: Kept) -> bool:
+def _is_same(storage: Storage, kept: Kept) -> bool:
     with storage.open(kept.key) as stream:
         return copy_digesting(stream) == (kept.sha256, kept.size)
 
 
-def _restore_file(path: Path, kept: Kept, storage: FileStorage, done: Restored) -> None:
+def _restore_file(path: Path, kept: Kept, storage: Storage, done: Restored) -> None:
     with storage.receive() as file:
         incoming = Path(file.name)
         try:

@@ -67,7 +67,8 @@ class Rig:
         digest = hashlib.sha256(content).hexdigest()
         key = instance_key(instance.study_instance_uid, instance.sop_instance_uid, digest)
         self.storage.put(key, content)
-        file = StoredFile(key, *dataset_digest(self.storage.path(key)))
+        with self.storage.open(key) as kept:
+            file = StoredFile(key, *dataset_digest(kept))
         quiet = timedelta(seconds=self.settings.assembly.quiet_period_s)
         with self.sessions.begin() as session:
             return queries.record_instance(session, Arrival(instance, file, "PACS", self.clock()), quiet)

@@ -75,9 +75,9 @@ def make(
     settings = load_settings(config)
     sessions = open_sessions(settings)
     from dicom_node.backup import Node, make_backup, remove_old
-    from dicom_node.storage import FileStorage
+    from dicom_node.objects import open_storage
 
-    node = Node(settings.database.url, sessions, FileStorage(settings.storage.root), node_version())
+    node = Node(settings.database.url, sessions, open_storage(settings), node_version())
     with plain_errors(settings), _audited_failure(sessions, folder):
         path, manifest, copied = make_backup(node, folder, utc_now, full=full)
         whole = not (manifest.missing or manifest.damaged)
@@ -153,8 +153,8 @@ def restore(
     keep_private()
     settings = load_settings(config)
     from dicom_node.backup import find_backup
+    from dicom_node.objects import open_storage
     from dicom_node.restoring import Place, restore_backup
-    from dicom_node.storage import FileStorage
     from workers.supervisor import NodeLock
 
     def note(session: Session, manifest: Manifest) -> None:
@@ -164,7 +164,7 @@ def restore(
     with plain_errors(settings):
         lock = NodeLock(settings.node.data_dir)
         try:
-            place = Place(settings.database.url, FileStorage(settings.storage.root), _workspace(settings))
+            place = Place(settings.database.url, open_storage(settings), _workspace(settings))
             manifest, done = restore_backup(path, place, utc_now(), note, force=force)
         finally:
             lock.release()

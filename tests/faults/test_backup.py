@@ -115,7 +115,8 @@ def test_a_node_is_destroyed_under_load_and_made_again_of_its_backup(
     assert before - held.keys() == set()
     for uid in before:
         path, sha256 = held[uid]
-        assert dataset_digest(path)[0] == sha256
+        with path.open("rb") as file:
+            assert dataset_digest(file)[0] == sha256
         assert decode(path.read_bytes()) == sent[uid]
 
     pacs.status = 0x0000
