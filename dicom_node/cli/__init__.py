@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli import administer, datasets, deliveries, jobs, model, node
+from dicom_node.cli import administer, datasets, deliveries, jobs, model, node, notify
 from dicom_node.errors import NodeError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ model.add_commands(app)
 administer.add_commands(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(notify.app, name="notify")
 app.add_typer(datasets.app, name="dataset")
 
 
