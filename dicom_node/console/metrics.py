@@ -6,7 +6,7 @@ Nothing here is about a patient: labels are states, causes, steps, and AE titles
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -49,7 +49,8 @@ ROLES = ("receiver", "scheduler", "worker gpu", "worker io", "console")
 def render_metrics(session: Session, now: datetime, settings: Settings | None = None) -> str:
     """Return the metrics in Prometheus' text format. Without `settings`, none of disks, destinations and certificates.
 
-    A database that is away or takes no writes is told by `knowmvg_database_up`, and by nothing else: the rest is not known then.
+    A database that is away or takes no writes is told by `knowmvg_database_up`, and by nothing else: the rest is not
+    known then.
     """
     families: list[Family]
     try:
@@ -147,7 +148,7 @@ def count_processes(session: Session, now: datetime) -> Iterator[Family]:
     for one in alive:
         for key, (value,) in gauges(one.samples).items():
             now_told.setdefault(key, []).append(value)
-    together = {"sum": sum, "max": max, "min": min}
+    together: dict[str, Callable[[list[float]], float]] = {"sum": sum, "max": max, "min": min}
     for key, values in now_told.items():
         total[key] = (together[METRICS[key[0]].kind](values),)
     yield from (family for metric in METRICS.values() if (family := make_family(metric, total)) is not None)

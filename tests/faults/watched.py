@@ -1,5 +1,5 @@
-"""A small node that Prometheus watches: real rows, files, sockets and servers, and a clock that is moved from one scrape
-to the next. What was scraped is given to `promtool`, which tells what fires by the shipped rules, and when.
+"""A small node that Prometheus watches: real rows, files, sockets and servers, and a clock that is moved from one
+scrape to the next. What was scraped is given to `promtool`, which tells what fires by the shipped rules, and when.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,8 @@ class Watched:
 
     def _work(self) -> None:
         if "scheduler" in self.alive:
-            try:
+            with suppress(*queries.DATABASE_ERRORS):
                 self.rig.sweep()
-            except queries.DATABASE_ERRORS:
-                pass
             look_after_rows(self.rig.resources)
             look_at_broker(self.rig.resources, functools.partial(check_broker, self.settings))
         rings, self.rig.rings = self.rig.rings, []
