@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dicom_node import queries
 from dicom_node.queries import make_engine, make_sessions, upgrade_schema
+from dicom_node.queries.notifications import notify
 from dicom_node.scp import start_receiver
+from dicom_node.storage import FileStorage
 from dicom_node.study import MAX_DEATHS
+from tests.acceptance.peers import free_port, wait_until
 from tests.builders import make_cxr_dataset
 from tests.certificates import Authority
 from tests.fakes import FakePacs
 from tests.faults.site import associate
 from tests.faults.test_outages import set_read_only, small_disk
-from tests.faults.watched import WITHIN, Watched, check_alerts
+from tests.faults.watched import RULES, WITHIN, Watched, check_alerts
+from tests.hooks import Hook
 from tests.rig import make_sqlite_sessions
 from tests.servers import Postgres, Redis
 from workers.resources import LEASE
@@ -33,10 +38,9 @@ LATE = 5 * 4 + 4
 
 @dataclass
 class Fault:
-    """How a fault is made and ended, the alert that is about it, and what `/readyz` complains of meanwhile."""
+    """How a fault is made and ended, and what `/readyz` complains of meanwhile."""
 
     node: Watched
-    alert: str
     begin: Callable[[], object]
     end: Callable[[], object]
     unready: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ def postgres_node(stack: ExitStack, folder: Path) -> tuple[Watched, Postgres]:
 
 def database_away(stack: ExitStack, folder: Path) -> Fault:
     node, server = postgres_node(stack, folder)
-    return Fault(node, "KnowmvgDatabaseAway", server.kill, server.start, ("database",))
+    return Fault(node, server.kill, server.start, ("database",))
 
 
 def database_read_only(stack: ExitStack, folder: Path) -> Fault:
@@ -81,20 +85,20 @@ def database_read_only(stack: ExitStack, folder: Path) -> Fault:
         set_read_only(server, on)
         engine.dispose()  # connections that are open go on as they were
 
-    return Fault(node, "KnowmvgDatabaseAway", lambda: switch(True), lambda: switch(False), ("database",))
+    return Fault(node, lambda: switch(True), lambda: switch(False), ("database",))
 
 
 def broker_away(stack: ExitStack, folder: Path) -> Fault:
     server = Redis(folder)
     stack.callback(server.close)
     node, _ = small_node(stack, folder, broker={"url": server.url})
-    return Fault(node, "KnowmvgBrokerAway", server.kill, server.start, ("broker",))
+    return Fault(node, server.kill, server.start, ("broker",))
 
 
-def part_dead(role: str, alert: str, *unready: str) -> Make:
+def part_dead(role: str, *unready: str) -> Make:
     def make(stack: ExitStack, folder: Path) -> Fault:
         node, _ = small_node(stack, folder)
-        return Fault(node, alert, lambda: node.alive.discard(role), lambda: node.restart(role), unready)
+        return Fault(node, lambda: node.alive.discard(role), lambda: node.restart(role), unready)
 
     return make
 
@@ -104,7 +108,7 @@ def disk_nearly_full(stack: ExitStack, folder: Path) -> Fault:
     receiver = {"min_free_bytes": 8 * 1024**2, "peers": []}
     node, _ = small_node(stack, folder, storage={"url": f"file://{disk}/dicom"}, receiver=receiver)
     ballast = disk / "ballast"
-    return Fault(node, "KnowmvgDiskLow", lambda: ballast.write_bytes(bytes(52 * 1024**2)), ballast.unlink)
+    return Fault(node, lambda: ballast.write_bytes(bytes(52 * 1024**2)), ballast.unlink)
 
 
 def storage_read_only(stack: ExitStack, folder: Path) -> Fault:
@@ -114,7 +118,7 @@ def storage_read_only(stack: ExitStack, folder: Path) -> Fault:
     def remount(how: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
 
-    return Fault(node, "KnowmvgStorageUnusable", lambda: remount("ro"), lambda: remount("rw"), ("storage",))
+    return Fault(node, lambda: remount("ro"), lambda: remount("rw"), ("storage",))
 
 
 def destination_down(stack: ExitStack, folder: Path) -> Fault:
@@ -124,7 +128,7 @@ def destination_down(stack: ExitStack, folder: Path) -> Fault:
         pacs.stop()
         node.store_study()
 
-    return Fault(node, "KnowmvgDestinationDown", begin, pacs.start)
+    return Fault(node, begin, pacs.start)
 
 
 def dead_letter(stack: ExitStack, folder: Path) -> Fault:
@@ -140,7 +144,7 @@ def dead_letter(stack: ExitStack, folder: Path) -> Fault:
             for one in queries.list_dispatches(session, queries.DispatchFilter(state="DEAD")):
                 queries.replay_dispatch(session, one.dispatch_id, node.rig.clock())
 
-    return Fault(node, "KnowmvgDeadLetters", begin, end)
+    return Fault(node, begin, end)
 
 
 def archive_refuses(stack: ExitStack, folder: Path) -> Fault:
@@ -150,7 +154,7 @@ def archive_refuses(stack: ExitStack, folder: Path) -> Fault:
         pacs.status = 0xA700
         node.store_study()
 
-    return Fault(node, "KnowmvgArchiveRefuses", begin, lambda: setattr(pacs, "status", 0x0000), clears=LATE)
+    return Fault(node, begin, lambda: setattr(pacs, "status", 0x0000), clears=LATE)
 
 
 def job_quarantined(stack: ExitStack, folder: Path) -> Fault:
@@ -177,7 +181,7 @@ def job_quarantined(stack: ExitStack, folder: Path) -> Fault:
         with node.rig.sessions.begin() as session:
             queries.retry_job(session, 1, node.rig.clock())
 
-    return Fault(node, "KnowmvgJobQuarantined", begin, end)
+    return Fault(node, begin, end)
 
 
 def queue_too_old(stack: ExitStack, folder: Path) -> Fault:
@@ -187,7 +191,7 @@ def queue_too_old(stack: ExitStack, folder: Path) -> Fault:
         node.hanging.add("worker gpu")
         node.store_study()
 
-    return Fault(node, "KnowmvgQueueOld", begin, node.hanging.clear, lead=40)
+    return Fault(node, begin, node.hanging.clear, lead=40)
 
 
 def unknown_sender(stack: ExitStack, folder: Path) -> Fault:
@@ -202,7 +206,7 @@ def unknown_sender(stack: ExitStack, folder: Path) -> Fault:
         association = associate(server.port, [make_cxr_dataset()], "STRANGER")
         assert association.is_rejected
 
-    return Fault(node, "KnowmvgUnknownSender", knock, lambda: None, clears=LATE)
+    return Fault(node, knock, lambda: None, clears=LATE)
 
 
 def model_fails(stack: ExitStack, folder: Path) -> Fault:
@@ -212,7 +216,7 @@ def model_fails(stack: ExitStack, folder: Path) -> Fault:
         node.rig.grounder.error = RuntimeError("the device fails")
         node.store_study()
 
-    return Fault(node, "KnowmvgGroundingFails", begin, lambda: setattr(node.rig.grounder, "error", None), clears=LATE)
+    return Fault(node, begin, lambda: setattr(node.rig.grounder, "error", None), clears=LATE)
 
 
 def certificate_expires(stack: ExitStack, folder: Path) -> Fault:
@@ -222,30 +226,84 @@ def certificate_expires(stack: ExitStack, folder: Path) -> Fault:
     node, _ = small_node(stack, folder, receiver={"min_free_bytes": 0, "peers": [], "tls": tls})
     good = certificate.read_bytes()
     soon, _ = authority.issue("soon", days=5)
-    return Fault(
-        node, "KnowmvgCertificateExpires", lambda: certificate.write_bytes(soon.read_bytes()),
+    return Fault(node, lambda: certificate.write_bytes(soon.read_bytes()),
         lambda: certificate.write_bytes(good),
     )  # fmt: skip
 
 
-FAULTS: dict[str, Make] = {
-    "database away": database_away,
-    "database read-only": database_read_only,
-    "broker away": broker_away,
-    "receiver dead": part_dead("receiver", "KnowmvgReceiverDead"),
-    "scheduler dead": part_dead("scheduler", "KnowmvgSchedulerDead", "scheduler", "broker"),
-    "gpu worker dead": part_dead("worker gpu", "KnowmvgWorkerDead"),
-    "io worker dead": part_dead("worker io", "KnowmvgWorkerDead"),
-    "disk nearly full": disk_nearly_full,
-    "storage read-only": storage_read_only,
-    "destination down": destination_down,
-    "dead letter": dead_letter,
-    "archive refuses for now": archive_refuses,
-    "job quarantined": job_quarantined,
-    "queue too old": queue_too_old,
-    "unknown sender": unknown_sender,
-    "model fails": model_fails,
-    "certificate expires": certificate_expires,
+def console_down(stack: ExitStack, folder: Path) -> Fault:
+    node, _ = small_node(stack, folder)
+    return Fault(node, lambda: node.alive.discard("console"), lambda: node.alive.add("console"))
+
+
+def receiver_refuses(stack: ExitStack, folder: Path) -> Fault:
+    """Have a receiver lose its storage, which the console's host still has."""
+    node, _ = small_node(stack, folder)
+    receiver = node.settings.receiver.model_copy(update={"port": 0})
+    settings = node.settings.model_copy(update={"receiver": receiver})
+    mount, recorder = folder / "mount", node.recorders["receiver"]
+    storage = FileStorage(mount / "dicom")
+    server = start_receiver(settings, node.rig.sessions, storage, node.rig.clock, recorder)
+    stack.callback(server.stop)
+
+    def closed(number: float) -> bool:
+        return recorder.samples().get(("knowmvg_receivers_closed",)) == (number,)
+
+    def begin() -> None:
+        mount.rename(folder / "away")
+        wait_until(lambda: closed(1), "the receiver to refuse")
+
+    def end() -> None:
+        (folder / "away").rename(mount)
+        wait_until(lambda: closed(0), "the receiver to take in again")
+
+    return Fault(node, begin, end)
+
+
+def model_slow(stack: ExitStack, folder: Path) -> Fault:
+    """Have batches take 45 s each: told to the recorder as a worker tells it, for nobody is to wait for that."""
+    node, _ = small_node(stack, folder)
+    recorder = node.recorders["worker gpu"]
+    return Fault(
+        node, lambda: None, lambda: None, during=lambda: recorder.observe("knowmvg_batch_seconds", 45.0), clears=LATE
+    )
+
+
+def messages_held(stack: ExitStack, folder: Path) -> Fault:
+    """Have a webhook be away when something is to be told."""
+    port = free_port()
+    hooks = [{"name": "chat", "url": f"http://127.0.0.1:{port}/"}]
+    node, _ = small_node(stack, folder, notifications={"webhooks": hooks})
+
+    def begin() -> None:
+        with node.rig.sessions.begin() as session:
+            notify(session, "destination recovered", "archive0", node.rig.clock())
+
+    return Fault(node, begin, lambda: stack.callback(Hook(port).close), lead=40, clears=80)
+
+
+FAULTS: dict[str, tuple[Make, str]] = {
+    "console down": (console_down, "KnowmvgConsoleDown"),
+    "database away": (database_away, "KnowmvgDatabaseAway"),
+    "database read-only": (database_read_only, "KnowmvgDatabaseAway"),
+    "broker away": (broker_away, "KnowmvgBrokerAway"),
+    "receiver dead": (part_dead("receiver"), "KnowmvgReceiverDead"),
+    "scheduler dead": (part_dead("scheduler", "scheduler", "broker"), "KnowmvgSchedulerDead"),
+    "gpu worker dead": (part_dead("worker gpu"), "KnowmvgWorkerDead"),
+    "io worker dead": (part_dead("worker io"), "KnowmvgWorkerDead"),
+    "disk nearly full": (disk_nearly_full, "KnowmvgDiskLow"),
+    "storage read-only": (storage_read_only, "KnowmvgStorageUnusable"),
+    "receiver refuses": (receiver_refuses, "KnowmvgReceiverRefuses"),
+    "destination down": (destination_down, "KnowmvgDestinationDown"),
+    "dead letter": (dead_letter, "KnowmvgDeadLetters"),
+    "archive refuses for now": (archive_refuses, "KnowmvgArchiveRefuses"),
+    "job quarantined": (job_quarantined, "KnowmvgJobQuarantined"),
+    "queue too old": (queue_too_old, "KnowmvgQueueOld"),
+    "unknown sender": (unknown_sender, "KnowmvgUnknownSender"),
+    "model fails": (model_fails, "KnowmvgGroundingFails"),
+    "model slow": (model_slow, "KnowmvgModelSlow"),
+    "certificate expires": (certificate_expires, "KnowmvgCertificateExpires"),
+    "messages held": (messages_held, "KnowmvgNotificationsHeld"),
 }
 
 
@@ -257,10 +315,9 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_right_alert_fires_and_clears(
-    name: str, tmp_path: Path, stack: ExitStack, record_property: Callable[[str, object], None]
-) -> None:
-    fault = FAULTS[name](stack, tmp_path)
+def test_the_right_alert_fires_and_clears(name: str, tmp_path: Path, stack: ExitStack) -> None:
+    make, alert = FAULTS[name]
+    fault = make(stack, tmp_path)
     node, seen = fault.node, fault.node.seen
     node.tick(8)
     assert seen.ready[-1] == ()
@@ -273,4 +330,26 @@ def test_the_right_alert_fires_and_clears(
     fault.end()
     node.tick(fault.clears)
     assert seen.ready[-1] == ()
-    check_alerts(seen, tmp_path, fault.alert, began, ended)
+    check_alerts(seen, tmp_path, alert, began, ended)
+
+
+def test_every_rule_is_tried() -> None:
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    assert {rule["alert"] for group in groups for rule in group["rules"]} == {alert for _, alert in FAULTS.values()}
+
+
+def test_another_alert_than_the_fault_calls_for_would_be_noticed(tmp_path: Path, stack: ExitStack) -> None:
+    node, _ = small_node(stack, tmp_path)
+    node.tick(4)
+    node.alive.discard("receiver")
+    node.tick(WITHIN + 2)
+    node.restart("receiver")
+    node.tick(SOON)
+    check_alerts(node.seen, tmp_path, "KnowmvgReceiverDead", 3, 3 + WITHIN + 2)
+    for alert, began, ended in (
+        ("KnowmvgWorkerDead", 3, 13),
+        ("KnowmvgReceiverDead", 9, 13),
+        ("KnowmvgReceiverDead", 3, 19),
+    ):
+        with pytest.raises(AssertionError):
+            check_alerts(node.seen, tmp_path, alert, began, ended)

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
+from dicom_node.channels import make_channels
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings
 from dicom_node.console.health import readiness
@@ -28,6 +29,7 @@ from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs, FrozenClock
 from tests.rig import Rig
 from workers.app import check_broker
+from workers.notifying import Notifier
 from workers.tasks import TASK_QUEUES
 from workers.watching import look_after_rows, look_at_broker
 
@@ -58,7 +60,7 @@ class Watched:
         self.rig = Rig(folder, sessions, archives, **{"receiver": RECEIVER} | sections)
         self.rig.clock = FrozenClock(utc_now())
         self.rig.resources = replace(self.rig.resources, clock=self.rig.clock)
-        self.alive = set(ROLES)
+        self.alive = {*ROLES, "console"}
         self.hanging: set[str] = set()
         """Those of them that live and do nothing."""
         self.seen = Seen(began_at=self.rig.clock().timestamp() + SCRAPE_S)
@@ -107,6 +109,9 @@ class Watched:
                 self.rig.sweep()
             look_after_rows(self.rig.resources)
             look_at_broker(self.rig.resources, functools.partial(check_broker, self.settings))
+            for channel in make_channels(self.settings):
+                with suppress(*queries.DATABASE_ERRORS):
+                    Notifier(self.rig.resources, channel).send_due()
         rings, self.rig.rings = self.rig.rings, []
         for task, number in rings:
             role = f"worker {TASK_QUEUES[task]}"
@@ -115,11 +120,15 @@ class Watched:
                     self.rig.run(task, number, recorder=self.recorders[role])
                 except Exception:  # noqa: BLE001 - a bug of a step, which the worker's log would show
                     continue
-        for role in self.alive:
+        for role in self.alive - {"console"}:
             self.reporters[role].report()
 
     def _scrape(self) -> None:
         now = self.rig.clock()
+        if "console" not in self.alive:
+            self.seen.scrapes.append({("up", (("job", "knowmvg"),)): 0.0})
+            self.seen.ready.append(())
+            return
         with self.rig.sessions() as session:
             text = render_metrics(session, now, self.settings)
         found: Scrape = {("up", (("job", "knowmvg"),)): 1.0}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import http.server
 import json
 import ssl
 import threading
@@ -33,46 +32,12 @@ from tests.acceptance.peers import free_port
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.certificates import Authority
 from tests.fakes import FakePacs
+from tests.hooks import Hook
 from tests.rig import Rig, make_sqlite_sessions
 from workers.notifying import LEASE, PATIENCE, Notifier
 from workers.watching import look_after_rows, look_at_disk
 
 SECRET, PASSWORD = "a shared secret", "a password"
-
-
-class Hook:
-    """A web server that keeps what it is posted, and answers `status`."""
-
-    def __init__(self) -> None:
-        self.posts: list[tuple[dict[str, str], bytes]] = []
-        self.status = 204
-        hook = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                hook.posts.append(({key.lower(): value for key, value in self.headers.items()}, body))
-                self.send_response(hook.status)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/hook?token=hidden"
-
-    @property
-    def documents(self) -> list[dict[str, Any]]:
-        return [json.loads(body) for _, body in self.posts]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class Mailbox:
