@@ -242,22 +242,18 @@ def receiver_refuses(stack: ExitStack, folder: Path) -> Fault:
     receiver = node.settings.receiver.model_copy(update={"port": 0})
     settings = node.settings.model_copy(update={"receiver": receiver})
     mount, recorder = folder / "mount", node.recorders["receiver"]
-    storage = FileStorage(mount / "dicom")
-    server = start_receiver(settings, node.rig.sessions, storage, node.rig.clock, recorder)
+    (folder / "disk").mkdir()
+    (folder / "nothing").write_text("no folder")
+    mount.symlink_to(folder / "disk")
+    server = start_receiver(settings, node.rig.sessions, FileStorage(mount / "dicom"), node.rig.clock, recorder)
     stack.callback(server.stop)
 
-    def closed(number: float) -> bool:
-        return recorder.samples().get(("knowmvg_receivers_closed",)) == (number,)
+    def lead_to(name: str, closed: float) -> None:
+        (folder / "link").symlink_to(folder / name)
+        (folder / "link").replace(mount)
+        wait_until(lambda: recorder.samples().get(("knowmvg_receivers_closed",)) == (closed,), "the receiver to see")
 
-    def begin() -> None:
-        mount.rename(folder / "away")
-        wait_until(lambda: closed(1), "the receiver to refuse")
-
-    def end() -> None:
-        (folder / "away").rename(mount)
-        wait_until(lambda: closed(0), "the receiver to take in again")
-
-    return Fault(node, begin, end)
+    return Fault(node, lambda: lead_to("nothing", 1), lambda: lead_to("disk", 0))
 
 
 def model_slow(stack: ExitStack, folder: Path) -> Fault:

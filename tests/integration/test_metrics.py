@@ -240,7 +240,12 @@ def test_a_delivery_that_is_confirmed_by_a_report_is_counted_once(tmp_path: Path
     rig.store(image)
     rig.store(make_report_dataset(study="one", image=image))
     rig.settle(seconds=6)
-    wait_until(lambda: rig.settle() or rig.job(1)["state"] == "DELIVERED", "the report")
+
+    def is_delivered() -> bool:
+        rig.settle()
+        return bool(rig.job(1)["state"] == "DELIVERED")
+
+    wait_until(is_delivered, "the report")
     server.stop()
     counted = {key: values for key, values in rig.resources.recorder.samples().items() if "deliveries" in key[0]}
     assert counted == {("knowmvg_deliveries", "archive0", "commitment"): (1.0,)}

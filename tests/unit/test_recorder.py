@@ -37,10 +37,12 @@ def test_a_value_on_a_limit_is_in_its_bucket_and_one_beyond_all_in_the_last() ->
 
 def test_many_threads_count_together() -> None:
     recorder = Recorder()
-    threads = [
-        threading.Thread(target=lambda: [recorder.count(ARRIVED, "PACS", "image") for _ in range(2000)])
-        for _ in range(8)
-    ]
+
+    def work() -> None:
+        for _ in range(2000):
+            recorder.count(ARRIVED, "PACS", "image")
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
