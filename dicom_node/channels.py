@@ -55,13 +55,17 @@ class Letter:
     @property
     def title(self) -> str:
         """One line."""
-        return f"KnowMVG Node {self.node}: {TEXTS[self.content['kind']][0].format(**self.content)}"
+        return f"KnowMVG Node {self.node}: {self._words[0].format(**self.content)}"
+
+    @property
+    def _words(self) -> tuple[str, str]:
+        return TEXTS.get(self.content["kind"], ("{kind}, {subject}", "A newer version of the node noted this."))
 
     @property
     def text(self) -> str:
         """All of it, for people."""
         content = self.content
-        lines = [f"{self.title}.", TEXTS[content["kind"]][1]]
+        lines = [f"{self.title}.", self._words[1]]
         if content["count"] > 1:
             lines.append(f"{content['count']} times between {content['first_at']} and {content['last_at']}.")
         if jobs := content["jobs"]:
@@ -116,7 +120,7 @@ class Webhook:
                 context = ssl.create_default_context(cafile=settings.ca)
                 with httpx.Client(timeout=settings.timeout_s, verify=context, trust_env=False) as client:
                     answer = client.post(settings.url, content=body, headers=self._headers(letter, body))
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise ChannelError(f"nobody takes it ({type(error).__name__})") from error
         if not answer.is_success:
             raise ChannelError(f"answered HTTP {answer.status_code}")
@@ -187,6 +191,8 @@ def explained() -> Iterator[None]:
         raise ChannelError(f"TLS: {error.reason or type(error).__name__}") from error
     except OSError as error:
         raise ChannelError(str(error.strerror or type(error).__name__)) from error
+    except ValueError as error:  # a name or a password that cannot be encoded
+        raise ChannelError(type(error).__name__) from error
 
 
 def sign(secret: str, stamp: str, body: bytes) -> str:

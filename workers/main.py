@@ -45,7 +45,7 @@ from workers.ownership import Owner, clear_the_dead
 from workers.resources import LazyGrounder, Resources
 from workers.scheduler import apply_retention, sweep
 from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
-from workers.watching import Watch, look_after_rows, look_at_broker
+from workers.watching import Watch, forget_told, look_after_rows, look_at_broker
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +153,9 @@ def watches(resources: Resources) -> Iterator[tuple[str, Callable[[threading.Eve
         Watch(functools.partial(look_at_broker, resources, functools.partial(check_broker, settings)), 5).run,
     )
     yield "watch", Watch(functools.partial(look_after_rows, resources), 10).run
+    yield "forget", Watch(functools.partial(forget_told, resources), 3600).run
     for channel in make_channels(settings):
-        yield f"notify {channel.name}", Notifier(resources, channel).run
+        yield f"notify {channel.name}", Watch(Notifier(resources, channel).send_due, 2).run
 
 
 def _sweep_until(stop: threading.Event, resources: Resources) -> None:

@@ -8,21 +8,19 @@ comes twice, under the same number.
 from __future__ import annotations
 
 import logging
-import threading
 from datetime import timedelta
 
 from dicom_node import queries
 from dicom_node.channels import Channel, ChannelError, make_channels, make_letter
 from dicom_node.config import Settings
 from dicom_node.logs import log_event
-from dicom_node.queries import DATABASE_ERRORS, Message, explain
+from dicom_node.queries import Message
 from dicom_node.study import backoff
 from workers.resources import Resources
 
 logger = logging.getLogger(__name__)
 
 BATCH = 10
-LOOK_S = 2.0
 LEASE = timedelta(minutes=10)
 """So long what was claimed is nobody else's to send: longer than a batch takes at a server that hangs."""
 PATIENCE = timedelta(days=3)
@@ -39,15 +37,6 @@ class Notifier:
 
     def __init__(self, resources: Resources, channel: Channel) -> None:
         self._resources, self._channel = resources, channel
-
-    def run(self, stop: threading.Event) -> None:
-        """Send until `stop` is set, whatever fails in the meantime."""
-        while not stop.is_set():
-            try:
-                self.send_due()
-            except DATABASE_ERRORS as error:
-                log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
-            stop.wait(LOOK_S)
 
     def send_due(self) -> int:
         """Send what is due, and return how many messages were taken. Raises what the database raises."""

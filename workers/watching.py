@@ -29,39 +29,49 @@ KEEP = timedelta(days=90)
 class Watch:
     """Looks at something again and again."""
 
-    def __init__(self, look: Callable[[], None], every_s: float) -> None:
+    def __init__(self, look: Callable[[], object], every_s: float) -> None:
         self._look, self._every_s = look, every_s
 
     def run(self, stop: threading.Event) -> None:
-        """Look until `stop` is set."""
+        """Look until `stop` is set, whatever fails in the meantime."""
         while not stop.is_set():
-            self._look()
+            try:
+                self._look()
+            except DATABASE_ERRORS as error:
+                log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
+            except Exception:
+                logger.exception("watch failed")
             stop.wait(self._every_s)
 
 
 def look_at_broker(resources: Resources, check: Callable[[], str]) -> None:
     """Note whether the broker takes rings; the log says why not when it comes to that."""
+    up = False
     try:
         check()
+        up = True
     except NodeError:
-        resources.recorder.set("knowmvg_broker_up", 0)
-    else:
-        resources.recorder.set("knowmvg_broker_up", 1)
+        return
+    finally:
+        resources.recorder.set("knowmvg_broker_up", up)
 
 
 def look_after_rows(resources: Resources) -> None:
-    """Fold ended processes, note whether the disk is low, and gather what is to be told into messages."""
+    """Fold ended processes, note whether the disk is low, and gather what is to be told into messages. Raises what the
+    database raises."""
     now, settings = resources.clock(), resources.settings
     interval = timedelta(seconds=settings.notifications.interval_s)
-    try:
-        with resources.sessions.begin() as session:
-            queries.fold_processes(session, now - UNSEEN, now)
-        look_at_disk(resources)
-        with resources.sessions.begin() as session:
-            queries.plan_messages(session, channel_names(settings), interval, now)
-            queries.forget_notifications(session, now - KEEP)
-    except DATABASE_ERRORS as error:
-        log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
+    with resources.sessions.begin() as session:
+        queries.fold_processes(session, now - UNSEEN, now)
+    look_at_disk(resources)
+    with resources.sessions.begin() as session:
+        queries.plan_messages(session, channel_names(settings), interval, now)
+
+
+def forget_told(resources: Resources) -> None:
+    """Remove what administrators were told long ago."""
+    with resources.sessions.begin() as session:
+        queries.forget_notifications(session, resources.clock() - KEEP)
 
 
 def look_at_disk(resources: Resources) -> None:

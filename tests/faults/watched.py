@@ -107,7 +107,8 @@ class Watched:
         if "scheduler" in self.alive:
             with suppress(*queries.DATABASE_ERRORS):
                 self.rig.sweep()
-            look_after_rows(self.rig.resources)
+            with suppress(*queries.DATABASE_ERRORS):
+                look_after_rows(self.rig.resources)
             look_at_broker(self.rig.resources, functools.partial(check_broker, self.settings))
             for channel in make_channels(self.settings):
                 with suppress(*queries.DATABASE_ERRORS):

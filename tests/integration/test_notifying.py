@@ -35,7 +35,7 @@ from tests.fakes import FakePacs
 from tests.hooks import Hook
 from tests.rig import Rig, make_sqlite_sessions
 from workers.notifying import LEASE, PATIENCE, Notifier
-from workers.watching import look_after_rows, look_at_disk
+from workers.watching import Watch, forget_told, look_after_rows, look_at_disk
 
 SECRET, PASSWORD = "a shared secret", "a password"
 
@@ -205,8 +205,11 @@ def test_what_was_told_is_removed_after_a_while(tmp_path: Path, pacs: FakePacs, 
     rig = make_rig(tmp_path, pacs, hook)
     fail_deliveries(rig, pacs, "one")
     tell(rig)
-    rig.clock.move(days=91)
-    look_after_rows(rig.resources)
+    rig.clock.move(days=89)
+    forget_told(rig.resources)
+    assert len(rows(rig, NotificationRow)) == 1
+    rig.clock.move(days=2)
+    forget_told(rig.resources)
     assert (rows(rig, NotificationRow), rows(rig, MessageRow)) == ([], [])
 
 
@@ -292,7 +295,7 @@ def test_the_sweep_does_not_wait_for_a_channel(tmp_path: Path, pacs: FakePacs, h
 
     fail_deliveries(rig, pacs, "one")
     look_after_rows(rig.resources)
-    thread = threading.Thread(target=Notifier(rig.resources, Stuck()).run, args=(stop,))
+    thread = threading.Thread(target=Watch(Notifier(rig.resources, Stuck()).send_due, 60).run, args=(stop,))
     thread.start()
     assert entered.wait(10)
     pacs.status = 0x0000
