@@ -15,7 +15,7 @@ FAST   := tests/unit tests/repo
 SLOW   := tests/integration tests/model tests/acceptance tests/validation tests/faults
 ROWS   ?= .faults.jsonl
 # Faults whose times count have the machine to themselves.
-TIMED  := tests/faults/test_archives.py tests/faults/test_outages.py
+TIMED  := tests/faults/test_archives.py tests/faults/test_outages.py tests/faults/test_alerts_live.py
 
 # Tests run as many processes as there are cores, so each takes one thread.
 test check validate faults: export OMP_NUM_THREADS := 1

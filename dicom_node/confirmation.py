@@ -13,6 +13,7 @@ from dicom_node.config import Settings
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.logs import log_event
 from dicom_node.queries import destination_asked, note_report
+from dicom_node.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,14 @@ INVALID_ARGUMENT = 0x0115
 """Statuses of an N-EVENT-REPORT, PS3.7 10.1.1.1.8."""
 
 
-def take_report(ds: Dataset, ae_title: str, settings: Settings, sessions: sessionmaker[Session], clock: Clock) -> int:
+def take_report(
+    ds: Dataset,
+    ae_title: str,
+    settings: Settings,
+    sessions: sessionmaker[Session],
+    clock: Clock,
+    recorder: Recorder | None = None,
+) -> int:
     """Keep what the archive `ae_title` reports; return the DIMSE status to answer. Raises what a database raises.
 
     A Transaction UID counts only from the archive that it was given to: nobody else's word makes a result DELIVERED.
@@ -49,4 +57,7 @@ def take_report(ds: Dataset, ae_title: str, settings: Settings, sessions: sessio
         logger, "commitment reported", destination=noted.destination, dispatch_id=noted.dispatch_id,
         committed=noted.committed, failed=noted.failed, state=noted.state,
     )  # fmt: skip
+    if recorder is not None and noted.ended_after is not None:
+        recorder.count("knowmvg_deliveries", noted.destination, "commitment")
+        recorder.observe("knowmvg_stage_seconds", noted.ended_after.total_seconds(), "delivered")
     return SUCCESS

@@ -28,6 +28,7 @@ from dicom_node.logs import log_event
 from dicom_node.peers import Admission, Caller, Refusal, admit
 from dicom_node.pressure import Pressure, Reading
 from dicom_node.queries import DATABASE_ERRORS, explain, note_audit, probe
+from dicom_node.recorder import Recorder
 from dicom_node.storage import Storage
 from dicom_node.transport import Visit
 
@@ -41,6 +42,9 @@ CONGESTION = (0x02, 0x03, 0x01)
 """Rejected for now, by the presentation service, temporary congestion: no space, or no database."""
 LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
 """Rejected for now, by the presentation service, local limit exceeded: too many associations."""
+
+CAUSES = {CALLING_TITLE_REJECTED: "unknown_caller", CONGESTION: "congestion", LIMIT_EXCEEDED: "limit"}
+"""How refusals are counted; pynetdicom itself rejects only another called AE title."""
 
 SAME_REFUSAL_S = 60.0
 """A refusal of the same caller for the same reason is logged and audited once in so long: a scan must not fill them."""
@@ -82,6 +86,7 @@ class Door:
     """When refusals were told, by `Rejected.key`."""
     unkept: deque[tuple[datetime, AuditEvent]] = field(default_factory=lambda: deque(maxlen=10_000))
     lock: threading.Lock = field(default_factory=threading.Lock)
+    recorder: Recorder = field(default_factory=Recorder)
 
 
 def handle_requested(event: Event, door: Door) -> None:
@@ -122,6 +127,7 @@ def _limit_reached(event: Event, door: Door, admission: Admission) -> str:
             if own >= peer.max_associations:
                 return f"max_associations of this peer is {peer.max_associations}"
         visit_of(event.assoc).admitted = True
+    door.recorder.count("knowmvg_associations_accepted", calling_ae_title(event.assoc))
     return ""
 
 
@@ -132,12 +138,15 @@ def handle_rejected(event: Event, door: Door) -> None:
     reason = visit_of(event.assoc).refusal or f"it calls {called!r}, not receiver.ae_title"
     calling = str(requestor.primitive.calling_ae_title).strip()
     answer: Any = event.assoc.acceptor.primitive
-    congested = (answer.result, answer.result_source, answer.diagnostic) == CONGESTION
+    said = (answer.result, answer.result_source, answer.diagnostic)
+    congested = said == CONGESTION
+    door.recorder.count("knowmvg_associations_refused", CAUSES.get(said, "unknown_called"))
     _note(door, Rejected(str(requestor.address), calling, called, reason, "congestion" if congested else ""))
 
 
 def note_refusal(door: Door, calling: str, called: str, address: str, reason: str) -> None:
-    """Log and audit a refusal: the same one, and many of one address, only now and then."""
+    """Count, log and audit a hand-shake that failed: the same one, and many of one address, only now and then."""
+    door.recorder.count("knowmvg_associations_refused", "tls")
     _note(door, Rejected(address, calling, called, reason))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pydicom
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
 from sqlalchemy.orm import Session, sessionmaker
@@ -39,11 +40,13 @@ from dicom_node.filing import Filing
 from dicom_node.holding import check_references
 from dicom_node.logs import log_event
 from dicom_node.notices import make_notice
+from dicom_node.pdata import Command
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
 from dicom_node.queries import note_commitment_request
 from dicom_node.reading import Intake
-from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Files
+from dicom_node.recorder import Recorder
+from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Files, Spool
 from dicom_node.storage import Storage
 from dicom_node.storing import SUCCESS, UNAVAILABLE, OutOfResourcesError, check_free_space, explain, store
 from dicom_node.tls import server_context
@@ -84,6 +87,13 @@ STORAGE_CLASSES = (
 """What is taken in: radiographs, every SR, and reports as CDA documents. The node's own results come back from archives
 that route everything."""
 
+
+KINDS = (
+    ("1.2.840.10008.5.1.4.1.1.1.", "image"),
+    ("1.2.840.10008.5.1.4.1.1.88.", "report"),
+    ("1.2.840.10008.5.1.4.1.1.104.2.", "report"),
+)
+"""How arrivals are counted, by what their SOP class begins with."""
 
 NOTICE_STATUS: tuple[tuple[tuple[type[Exception], ...], int], ...] = (
     ((InvalidInstanceError,), 0x0115),  # Invalid argument value (PS3.7 C.5.2)
@@ -129,18 +139,26 @@ class Receiver:
     def _look(self) -> None:
         while not self._stop.wait(LOOK_S):
             self._door.pressure.look()
+            self._door.recorder.set("knowmvg_open_associations", len(self._server.admitted()))
+            self._door.recorder.set("knowmvg_receivers_closed", bool(self._door.pressure.closed))
             if self._door.unkept and not self._door.pressure.database_away:
                 keep_audit(self._door)
 
 
-def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage: Storage, clock: Clock) -> Receiver:
+def start_receiver(
+    settings: Settings,
+    sessions: sessionmaker[Session],
+    storage: Storage,
+    clock: Clock,
+    recorder: Recorder | None = None,
+) -> Receiver:
     """Listen as `settings.receiver` says. Raises OSError if the address cannot be bound."""
     # a value that is not as PS3.5 wants it is no reason to print it: it may be a patient's
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     receiver = settings.receiver
     pressure = Pressure(functools.partial(measure, storage, sessions), receiver.min_free_bytes)
     filing = Filing(sessions, timedelta(seconds=settings.assembly.quiet_period_s))
-    door = Door(settings, sessions, storage, clock, pressure, filing)
+    door = Door(settings, sessions, storage, clock, pressure, filing, recorder=recorder or Recorder.of(settings))
     pressure.changed = functools.partial(tell_pressure, door)
     server_class = SharedPortServer if receiver.processes > 1 else ReceivingServer
     server = server_class(
@@ -154,7 +172,7 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
     )
     ae._servers.append(server)
     files = Files(storage.receive, functools.partial(check_free_space, door), receiver.max_instance_bytes)
-    server.intake = Intake(files, functools.partial(store, door))
+    server.intake = Intake(files, functools.partial(_store_counted, door))
     server.refused = functools.partial(note_refusal, door, "", "")
     server.quieten()
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp())
@@ -165,6 +183,19 @@ def start_receiver(settings: Settings, sessions: sessionmaker[Session], storage:
     if removed:
         log_event(logger, "unfinished files removed", count=removed)
     return Receiver(server, door)
+
+
+def _store_counted(door: Door, association: Association, command: Command, spool: Spool) -> tuple[int, str]:
+    """File an instance, and count it."""
+    status, comment = store(door, association, command, spool)
+    if status == SUCCESS:
+        kind = next((kind for root, kind in KINDS if f"{command.sop_class_uid}.".startswith(root)), "other")
+        peer = calling_ae_title(association)
+        door.recorder.count("knowmvg_instances_received", peer, kind)
+        door.recorder.count("knowmvg_received_bytes", peer, kind, by=spool.size)
+    else:
+        door.recorder.count("knowmvg_instances_refused", f"0x{status:04X}")
+    return status, comment
 
 
 def _make_ae(settings: Settings) -> AE:
@@ -258,7 +289,8 @@ def handle_commitment_report(event: Event, door: Door) -> tuple[int, None]:
     failures = tuple(kind for kinds, _ in NOTICE_STATUS for kind in kinds)
     try:
         ds = event.event_information
-        return take_report(ds, calling_ae_title(event.assoc), door.settings, door.sessions, door.clock), None
+        calling = calling_ae_title(event.assoc)
+        return take_report(ds, calling, door.settings, door.sessions, door.clock, door.recorder), None
     except failures as error:
         return _notice_status(error), None
 

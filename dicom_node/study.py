@@ -47,6 +47,9 @@ the patience that their destination's settings say."""
 MAX_DEATHS = 3
 """Workers that one piece of work may take with it before it is set aside: a fourth would die as well."""
 
+QUARANTINED = "quarantined"
+"""The word that the failure of such a job begins with."""
+
 LONGEST_BATCH_S = 3.0
 
 SPREAD = 0.25
@@ -150,7 +153,7 @@ def quarantine_reason(work: str, deaths: int) -> str | None:
     if deaths < MAX_DEATHS:
         return None
     return (
-        f"quarantined: the worker died or hung {deaths} times while it tried to {work}; see its log, and look for "
+        f"{QUARANTINED}: the worker died or hung {deaths} times while it tried to {work}; see its log, and look for "
         "memory (a worker that the system kills leaves no line) before it is retried"
     )
 

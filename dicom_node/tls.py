@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,16 @@ def names_in(certificate: dict[str, Any]) -> tuple[str, ...]:
     subject = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     others = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     return tuple(dict.fromkeys([*subject, *others]))
+
+
+def expiries(path: Path) -> tuple[datetime, ...]:
+    """Return when each certificate of a PEM file expires; of a file that cannot be read, nothing."""
+    from cryptography import x509  # the receiver needs it for nothing
+
+    try:
+        return tuple(one.not_valid_after_utc for one in x509.load_pem_x509_certificates(path.read_bytes()))
+    except (OSError, ValueError):
+        return ()
 
 
 def explain(error: OSError) -> str:

@@ -308,6 +308,11 @@ LISTS: dict[str, Question] = {
     "count of jobs": lambda session, _: queries.count_jobs(session),
     "count of instances": lambda session, _: queries.count_instances(session),
     "oldest due": lambda session, now: queries.oldest_due(session, now),
+    "longest in each state": lambda session, _: queries.waiting_since(session),
+    "quarantined lately": lambda session, now: queries.count_quarantined(session, now - timedelta(days=1)),
+    "how pacs fares": lambda session, now: queries.destination_counts(session, "pacs", now - timedelta(days=1)),
+    "processes": lambda session, _: queries.list_processes(session),
+    "oldest message": lambda session, _: queries.oldest_message(session),
     "deliveries": lambda session, _: queries.list_dispatches(session, DispatchFilter()),
     **{
         f"deliveries, {state}": lambda session, _, state=state: queries.list_dispatches(session, DispatchFilter(state))

@@ -21,13 +21,13 @@ class Authority:
             "-keyout", self._key, "-out", self.ca, *extensions,
         )  # fmt: skip
 
-    def issue(self, name: str, *, expired: bool = False) -> tuple[Path, Path]:
+    def issue(self, name: str, *, expired: bool = False, days: int = 30) -> tuple[Path, Path]:
         """Return certificate and key of `name`, which is good for 127.0.0.1 and localhost."""
         certificate, key, request = (self.folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
         extensions = self.folder / f"{name}.ext"
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:" + name + "\n")
         self._openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
-        dates = ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"] if expired else ["-days", "30"]
+        dates = ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"] if expired else ["-days", str(days)]
         if expired and not self._knows("-not_after"):
             dates = ["-days", "-1"]
         self._openssl(

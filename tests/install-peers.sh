@@ -5,10 +5,10 @@
 set -euo pipefail
 packages=(
     chromium dcmtk openssl default-jre dicom3tools dicomscope fonts-dejavu-core fonts-dejavu-extra iproute2 orthanc
-    orthanc-dicomweb pixelmed-apps postgresql redis-server xdotool xvfb
+    orthanc-dicomweb pixelmed-apps postgresql prometheus redis-server xdotool xvfb
 )
 [ "${KNOWMVG_TRY_RABBITMQ:-}" != 1 ] || packages+=(rabbitmq-server)  # make rabbitmq
-services=(orthanc postgresql rabbitmq-server redis-server)
+services=(orthanc postgresql prometheus rabbitmq-server redis-server)
 policy=/usr/sbin/policy-rc.d
 
 is_installed() { [ "$(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null)" = "ii " ]; }

@@ -20,6 +20,7 @@ from dicom_node import queries, scu
 from dicom_node.config import Settings, load_settings
 from dicom_node.instance import read_instance
 from dicom_node.queries import Arrival, Recorded, make_engine, make_sessions
+from dicom_node.recorder import Recorder
 from dicom_node.storage import FileStorage, StoredFile, dataset_digest, instance_key
 from tests.builders import encode
 from tests.fakes import FakeGrounder, FakePacs, FrozenClock
@@ -53,6 +54,7 @@ class Rig:
             connect=scu.connect,
             ring=self.ring,
             token="worker",
+            recorder=Recorder.of(self.settings),
         )
 
     def ring(self, task: str, number: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
@@ -20,8 +21,10 @@ from dicom_node.confirmation import take_report
 from dicom_node.errors import AbsentError, PermanentError, TransientError
 from dicom_node.logs import log_event
 from dicom_node.queries import DispatchFacts
+from dicom_node.recorder import Recorder
 from dicom_node.scu import Candidate, Part
 from workers.confirming import confirm, services
+from workers.counting import OUTCOMES
 from workers.errand import Errand
 from workers.resources import LEASE, Resources
 from workers.sending import send
@@ -61,8 +64,10 @@ def deliver_results(dispatch_id: int, resources: Resources) -> None:
     if reason := study.quarantine_reason(f"deliver to {dispatch.destination}", dispatch.deaths):
         _end(dispatch, resources, f"{reason}; then run `knowmvg deliveries replay {dispatch_id}`", give_up=True)
         return
+    began = time.monotonic()
     try:
         _try(dispatch, resources)
+        resources.recorder.observe("knowmvg_step_seconds", time.monotonic() - began, "deliver")
     except AbsentError as error:
         _hold(dispatch, str(error), resources)
     except TransientError as error:
@@ -84,6 +89,7 @@ def _try(dispatch: DispatchFacts, resources: Resources) -> None:
         settings=resources.settings,
         sessions=resources.sessions,
         clock=resources.clock,
+        recorder=resources.recorder,
     )
     calling = resources.settings.receiver.ae_title
     wanted = [*sorted(classes), *services(errand.destination)]
@@ -167,8 +173,26 @@ def _commit(dispatch: DispatchFacts, resources: Resources, failure: str, now: da
     ending = queries.Ending(
         now + pause, now + report_within, why, "" if "knowmvg" in why else f": {advice}", give_up or out_of_patience
     )
-    state = resources.keep(lambda session: queries.end_try(session, dispatch, resources.token, ending, now))
+
+    def end(session: Session) -> tuple[str | None, tuple[queries.Delivery, ...]]:
+        state = queries.end_try(session, dispatch, resources.token, ending, now)
+        confirmed = state == "DELIVERED"
+        return state, queries.load_deliveries(session, dispatch.job_id, dispatch.destination) if confirmed else ()
+
+    state, parts = resources.keep(end)
+    _count(dispatch, resources.recorder, (state, parts), now)
     _log(dispatch, resources, state, failure)
+
+
+def _count(
+    dispatch: DispatchFacts, recorder: Recorder, ended: tuple[str | None, tuple[queries.Delivery, ...]], now: datetime
+) -> None:
+    state, parts = ended
+    recorder.count("knowmvg_delivery_tries", dispatch.destination, OUTCOMES.get(state or "", "superseded"))
+    if state == "DELIVERED":
+        how = "+".join(sorted({one.confirmed_by or "none" for one in parts}))
+        recorder.count("knowmvg_deliveries", dispatch.destination, how)
+        recorder.observe("knowmvg_stage_seconds", (now - dispatch.since).total_seconds(), "delivered")
 
 
 NOT_CONFIRMED = "the archive took the results but has not confirmed them yet"

@@ -11,13 +11,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
 from dicom_node import scu
+from dicom_node.channels import make_channels
 from dicom_node.clock import utc_now
 from dicom_node.config import Settings, masked
 from dicom_node.errors import NodeError
@@ -33,13 +34,18 @@ from dicom_node.queries import (
     note_process,
     upgrade_schema,
 )
+from dicom_node.recorder import Recorder
+from dicom_node.reporting import Reporter, reporting
 from workers import tasks
-from workers.app import make_app, make_ring
+from workers.app import check_broker, make_app, make_ring
 from workers.auditing import AuditForwarder
+from workers.device import DeviceLook
+from workers.notifying import Notifier
 from workers.ownership import Owner, clear_the_dead
 from workers.resources import LazyGrounder, Resources
 from workers.scheduler import apply_retention, sweep
 from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
+from workers.watching import Watch, forget_told, look_after_rows, look_at_broker
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +70,7 @@ def make_resources(settings: Settings, token: str) -> Resources:
         connect=scu.connect,
         ring=make_ring(make_app(settings)),
         token=token,
+        recorder=Recorder.of(settings),
         owners=settings.node.data_dir / "owners" if embedded else None,
     )
 
@@ -94,8 +101,9 @@ def run_worker(settings: Settings, queues: tuple[str, ...]) -> None:
     owner = Owner(resources.owners, resources.token) if resources.owners else None
     app = make_app(settings)
     lanes = tasks.add_tasks(app, resources)
-    name = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}"
-    with audited(resources, f"worker {','.join(queues)}"):
+    name, role = f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}", f"worker {','.join(queues)}"
+    reporter = Reporter(resources.recorder, resources.sessions, utc_now, role, DeviceLook(resources.load_grounder))
+    with audited(resources, role), reporting(reporter):
         tasks.consume(app, queues, name, functools.partial(_announce_worker, settings, queues), lanes)
         lanes.stop(0)  # Celery does not tell of an end that is not to wait
     _give_back(resources)
@@ -128,8 +136,26 @@ def run_scheduler(settings: Settings) -> None:
     mark_ready(settings)
     if settings.audit.syslog:
         threading.Thread(target=AuditForwarder(resources).run, args=(stop,), name="audit", daemon=True).start()
-    with audited(resources, "scheduler"):
+    for name, run in watches(resources):
+        threading.Thread(target=run, args=(stop,), name=name, daemon=True).start()
+    with (
+        audited(resources, "scheduler"),
+        reporting(Reporter(resources.recorder, resources.sessions, utc_now, "scheduler")),
+    ):
         _sweep_until(stop, resources)
+
+
+def watches(resources: Resources) -> Iterator[tuple[str, Callable[[threading.Event], None]]]:
+    """Yield what a scheduler does beside the sweep, each to be run in a thread of its own."""
+    settings = resources.settings
+    yield (
+        "broker",
+        Watch(functools.partial(look_at_broker, resources, functools.partial(check_broker, settings)), 5).run,
+    )
+    yield "watch", Watch(functools.partial(look_after_rows, resources), 10).run
+    yield "forget", Watch(functools.partial(forget_told, resources), 3600).run
+    for channel in make_channels(settings):
+        yield f"notify {channel.name}", Watch(Notifier(resources, channel).send_due, 2).run
 
 
 def _sweep_until(stop: threading.Event, resources: Resources) -> None:

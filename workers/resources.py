@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +18,7 @@ from dicom_node.config import Settings
 from dicom_node.errors import PermanentError
 from dicom_node.logs import log_event
 from dicom_node.queries import AWAY_ERRORS, explain
+from dicom_node.recorder import Recorder
 from dicom_node.scu import Connect
 from dicom_node.storage import Storage
 from grounding.types import BatchGrounder, ModelError
@@ -61,6 +62,7 @@ class Resources:
     ring: Callable[[str, int], bool]
     token: str
     owners: Path | None = None
+    recorder: Recorder = field(default_factory=Recorder)
 
     def keep(self, write: Callable[[Session], T]) -> T:
         """Commit what came of some work, by `write`; a database that is away is waited for a while.
@@ -102,6 +104,11 @@ class LazyGrounder:
                         "and then run `knowmvg jobs retry`"
                     ) from error
             return self._grounder
+
+    @property
+    def loaded(self) -> BatchGrounder | None:
+        """The model, if it has been loaded."""
+        return self._grounder
 
     def _load(self) -> BatchGrounder:
         if self.path != "default" and not Path(self.path).is_dir():

@@ -37,6 +37,7 @@ def sweep(resources: Resources) -> None:
     ring_for_due_jobs(resources)
     ring_for_due_errands(resources)
     queries.copy_log(resources.sessions)
+    resources.recorder.set("knowmvg_scheduler_swept_timestamp_seconds", resources.clock().timestamp())
 
 
 def free_leases_of_the_dead(resources: Resources) -> None:
@@ -64,6 +65,9 @@ def close_studies(resources: Resources) -> None:
         urgency = urgency_of(((one.instance, one.calling_ae_title) for one in stored), resources.settings.priority)
         with resources.sessions.begin() as session:
             closed = queries.close_job(session, job.job_id, verdict, now, urgency)
+        if closed and isinstance(verdict, study.Complete):
+            waited = now - job.first_instance_at
+            resources.recorder.observe("knowmvg_stage_seconds", waited.total_seconds(), "complete")
         if closed and not isinstance(verdict, study.Waiting):
             event = "study complete" if isinstance(verdict, study.Complete) else "study not applicable"
             log_event(

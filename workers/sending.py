@@ -9,6 +9,7 @@ from dicom_node import queries
 from dicom_node.delivery import NOT_ACCEPTED, PartState, read_status
 from dicom_node.queries import Delivery
 from dicom_node.scu import Archive, Candidate, Part, prefer, spell
+from workers.counting import count_answer
 from workers.errand import Errand
 
 PROCESSING_FAILURE = 0x0110
@@ -37,6 +38,7 @@ def _send_part(errand: Errand, archive: Archive, part: Part, delivery: Delivery)
             continue
         status = archive.store(candidate)
         meaning = read_status(status)
+        count_answer(errand.resources.recorder, errand.destination.name, status)
         answered = replace(delivery, sop_instance_uid=candidate.sop_instance_uid, status=status, confirmed_by=None)
         if meaning.verdict in ("stored", "present"):
             return replace(answered, state="STORED", detail=f"0x{status:04X} {meaning.text}" if status else None), ""

@@ -43,6 +43,7 @@ from dicom_node.selection import Selection, select
 from dicom_node.storage import result_key
 from dicom_node.study import JobFacts, State
 from grounding.types import DeviceLostError, Grounding, OutOfMemoryError, PreparedStudy
+from workers.counting import FailuresCounted, count_step, ground_counted
 from workers.deliver import open_dispatches
 from workers.reading import read_dataset, read_instances
 from workers.resources import LEASE, RING_AGAIN, Resources
@@ -118,11 +119,13 @@ def run_claimed(step: Step, job: JobFacts, work: Work, resources: Resources) -> 
     Anything else is a bug: it is noted in the row, where it counts as a try, and raised.
     """
     if reason := study.quarantine_reason(f"{step.name} this study", job.deaths):
+        resources.recorder.count("knowmvg_step_failures", step.name, "quarantined")
         _end(job, "FAILED", f"{reason}; then run `knowmvg jobs retry {job.job_id}`", resources)
         return
     began = time.monotonic()
     try:
-        done = work()
+        with FailuresCounted(resources.recorder, step.name):
+            done = work()
     except NotApplicableError as error:
         _end(job, "NOT_APPLICABLE", str(error), resources)
     except PermanentError as error:
@@ -184,6 +187,7 @@ def _commit(step: Step, job: JobFacts, done: Done, seconds: float, resources: Re
     if not moved:
         log_event(logger, "step superseded", step=step.name, **facts)
         return
+    count_step(resources.recorder, step.name, seconds, now - job.step_since)
     log_event(logger, EVENTS[step.name], **facts)
     for name, number in rings:
         resources.ring(name, number)
@@ -264,13 +268,13 @@ def prepare_study(job: JobFacts, resources: Resources) -> Prepared:
 
 def ground_alone(prepared: Prepared, resources: Resources) -> Grounding:
     """Have the model ground one study."""
-    return resources.load_grounder().ground_prepared([prepared.study])[0]
+    return ground_counted(resources.load_grounder(), [prepared.study], resources.recorder)[0]
 
 
 def ground_together(studies: Sequence[Prepared], resources: Resources) -> list[Grounding] | None:
     """Have the model ground studies at once; None where that fails, whoever's fault it is: then each goes alone."""
     try:
-        return resources.load_grounder().ground_prepared([one.study for one in studies])
+        return ground_counted(resources.load_grounder(), [one.study for one in studies], resources.recorder)
     except OutOfMemoryError as error:
         log_event(logger, "batch failed", level=logging.WARNING, studies=len(studies), reason=error)
     except DeviceLostError:

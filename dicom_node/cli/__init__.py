@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli import administer, backup, datasets, deliveries, jobs, model, node, samples
+from dicom_node.cli import administer, backup, datasets, deliveries, jobs, model, node, notify, samples
 from dicom_node.errors import NodeError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ backup.add_commands(app)
 samples.add_commands(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(deliveries.app, name="deliveries")
+app.add_typer(notify.app, name="notify")
 app.add_typer(datasets.app, name="dataset")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from dicom_node.cli.options import refuse_absent_file
+from dicom_node.clock import utc_now
 from dicom_node.config import DestinationSettings, Settings, load_settings
 from dicom_node.console.health import Check, check_database, check_storage
 from dicom_node.errors import NodeError, SettingsError
@@ -31,6 +32,7 @@ def run_checks(config: Path | None) -> Iterator[Check]:
     yield check_bytes(settings)
     for destination in settings.destinations:
         yield check_destination(settings, destination)
+    yield from check_channels(settings)
     yield check_model(settings)
 
 
@@ -49,6 +51,8 @@ def _describe_exposed(settings: Settings, config: Path | None) -> str:
     files = [tls.key if tls else None, settings.database.password_file, settings.broker.password_file]
     files += [settings.storage.credentials_file]
     files += [destination.tls.key for destination in settings.destinations if destination.tls]
+    files += [webhook.secret_file for webhook in settings.notifications.webhooks]
+    files += [settings.notifications.email.password_file] if settings.notifications.email else []
     if config is not None and _holds_password(config):
         files.append(config)
     exposed = [str(path) for path in files if path is not None and path.exists() and _is_exposed(path)]
@@ -104,6 +108,17 @@ def check_destination(settings: Settings, destination: DestinationSettings) -> C
     except NodeError as error:
         return Check(name, False, str(error))
     return Check(name, True, f"{destination.ae_title} at {destination.host}:{destination.port} answers C-ECHO")
+
+
+def check_channels(settings: Settings) -> Iterator[Check]:
+    """Tell of each way by which administrators are told whether it takes messages; webhooks are posted a test."""
+    from dicom_node.channels import ChannelError, make_channels, make_test
+
+    for channel in make_channels(settings):
+        try:
+            yield Check(channel.name, True, channel.check(make_test(utc_now(), settings)))
+        except ChannelError as error:
+            yield Check(channel.name, False, str(error))
 
 
 def check_model(settings: Settings) -> Check:

@@ -37,19 +37,23 @@ def receiver(config: ConfigOption = None) -> None:
     settings = begin("receiver", config)
     from dicom_node.objects import open_storage
     from dicom_node.queries import note_process
+    from dicom_node.recorder import Recorder
+    from dicom_node.reporting import Reporter, reporting
     from dicom_node.scp import start_receiver
     from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
     stop = stop_event()
+    recorder = Recorder.of(settings)
     try:
-        server = start_receiver(settings, sessions, open_storage(settings), utc_now)
+        server = start_receiver(settings, sessions, open_storage(settings), utc_now, recorder)
     except OSError as error:
         raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
     mark_ready(settings)
     note_process(sessions, utc_now, "receiver", "application start")
-    stop.wait()
-    server.stop()
+    with reporting(Reporter(recorder, sessions, utc_now, "receiver")):
+        stop.wait()
+        server.stop()
     note_process(sessions, utc_now, "receiver", "application stop")
 
 
@@ -87,6 +91,8 @@ def console(config: ConfigOption = None) -> None:
     settings = begin("console", config)
     from dicom_node.console.server import make_server
     from dicom_node.queries import note_process
+    from dicom_node.recorder import Recorder
+    from dicom_node.reporting import Reporter, reporting
     from workers.supervisor import mark_ready
 
     sessions = open_sessions(settings)
@@ -98,7 +104,8 @@ def console(config: ConfigOption = None) -> None:
     threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
     mark_ready(settings)
     note_process(sessions, utc_now, "console", "application start")
-    stop.wait()
+    with reporting(Reporter(Recorder(), sessions, utc_now, "console")):
+        stop.wait()
     server.shutdown()
     server.server_close()
     note_process(sessions, utc_now, "console", "application stop")

@@ -13,8 +13,10 @@ from dicom_node.config.sections import (
     ConsoleSettings,
     DatabaseSettings,
     DestinationSettings,
+    EmailSettings,
     ModelSettings,
     NodeSettings,
+    NotificationSettings,
     PeerSettings,
     PriorityRuleSettings,
     PrioritySettings,
@@ -25,6 +27,7 @@ from dicom_node.config.sections import (
     ServerTlsSettings,
     Settings,
     StorageSettings,
+    WebhookSettings,
 )
 
 __all__ = [
@@ -38,8 +41,10 @@ __all__ = [
     "ConsoleSettings",
     "DatabaseSettings",
     "DestinationSettings",
+    "EmailSettings",
     "ModelSettings",
     "NodeSettings",
+    "NotificationSettings",
     "PeerSettings",
     "PriorityRuleSettings",
     "PrioritySettings",
@@ -50,6 +55,7 @@ __all__ = [
     "ServerTlsSettings",
     "Settings",
     "StorageSettings",
+    "WebhookSettings",
     "load_settings",
     "mask_url",
     "masked",

@@ -41,6 +41,8 @@ def masked(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = settings.model_dump(mode="json")
     for section in ("database", "broker"):
         values[section]["url"] = mask_url(values[section]["url"])
+    for webhook in values["notifications"]["webhooks"]:  # of which path and query may be the secret
+        webhook["url"] = f"{mask_url(webhook['url']).split('/', 3)[2]}/{MASK}"
     return values
 
 

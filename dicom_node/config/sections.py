@@ -12,6 +12,8 @@ from dicom_node.config.values import (
     check_ae_title,
     check_certificate,
     check_device,
+    check_http_url,
+    check_mail_address,
     check_name,
     parse_broker_url,
     parse_bytes,
@@ -238,11 +240,57 @@ class AuditSettings(Section):
         return self
 
 
+class WebhookSettings(Section):
+    """An HTTP address that administrators' messages are posted to; `secret_file` holds what signs them."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    url: Annotated[str, AfterValidator(check_http_url)]
+    secret_file: Path | None = None
+    ca: Path | None = None
+    timeout_s: float = Field(default=10, ge=1, le=60)
+
+
+class EmailSettings(Section):
+    """The mail server that takes messages to administrators."""
+
+    host: str = Field(min_length=1)
+    port: Port = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"
+    user: str = ""
+    password_file: Path | None = None
+    ca: Path | None = None
+    sender: Annotated[str, AfterValidator(check_mail_address)]
+    recipients: tuple[Annotated[str, AfterValidator(check_mail_address)], ...] = Field(min_length=1)
+    timeout_s: float = Field(default=20, ge=1, le=60)
+
+    @model_validator(mode="after")
+    def _kept_secret(self) -> Self:
+        if self.user and self.security == "none":
+            raise ValueError("a password is not sent in clear: security must be starttls or tls where there is a user")
+        return self
+
+
+class NotificationSettings(Section):
+    """Who is told of what calls for a person, and how often at most of the same."""
+
+    webhooks: tuple[WebhookSettings, ...] = ()
+    email: EmailSettings | None = None
+    interval_s: float = Field(default=3600, ge=0, le=7 * 86400)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [webhook.name for webhook in self.webhooks]
+        if len(names) != len(set(names)):
+            raise ValueError("webhooks: two webhooks have the same name")
+        return self
+
+
 class ConsoleSettings(Section):
-    """The HTTP process: health, metrics, jobs."""
+    """The HTTP process: health, metrics, jobs. `public_url` is where administrators find it."""
 
     host: str = "127.0.0.1"
     port: Port = 8042
+    public_url: Annotated[str, AfterValidator(lambda value: value and check_http_url(value))] = ""
     users: tuple[str, ...] = ()
 
 
@@ -261,6 +309,7 @@ class Settings(Section):
     results: ResultsSettings = ResultsSettings()
     retention: RetentionSettings = RetentionSettings()
     audit: AuditSettings = AuditSettings()
+    notifications: NotificationSettings = NotificationSettings()
     console: ConsoleSettings = ConsoleSettings()
 
     @model_validator(mode="after")

@@ -91,3 +91,18 @@ def parse_syslog_url(value: object) -> object:
     if url.scheme not in {"syslog+tls", "syslog+tcp"} or not url.hostname or url.port == 0:  # raises above 65535
         raise ValueError("the collector is given as syslog+tls://host:6514 (or syslog+tcp://host:601)")
     return value
+
+
+def check_http_url(value: str) -> str:
+    """Refuse what is no address of HTTP."""
+    url = urlsplit(value)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0:  # raises above 65535
+        raise ValueError("an address is given as https://host/path")
+    return value
+
+
+def check_mail_address(value: str) -> str:
+    """Refuse what is no mail address, or would be more than one line of a header."""
+    if re.fullmatch(r"[^\s@<>,;:\"]+@[^\s@<>,;:\"]+", value) is None:
+        raise ValueError("a mail address looks like name@host")
+    return value

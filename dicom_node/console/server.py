@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node.clock import Clock
 from dicom_node.config import Settings
-from dicom_node.console.health import check_database, check_storage
+from dicom_node.console.health import readiness
 from dicom_node.console.metrics import render_metrics
 from dicom_node.console.pages import STATES, render_error, render_job, render_jobs
 from dicom_node.errors import NodeError
@@ -98,7 +98,7 @@ class Pages:
                 return self._readiness()
             case ["metrics"]:
                 with self.sessions() as session:
-                    return Answer(200, METRICS, render_metrics(session, self.clock()))
+                    return Answer(200, METRICS, render_metrics(session, self.clock(), self.settings))
         raise RefusedError(404, f"there is nothing at {path}")
 
     def _list_page(self, query: Mapping[str, str]) -> str:
@@ -135,7 +135,7 @@ class Pages:
 
     def _readiness(self) -> Answer:
         engine = self.sessions.kw["bind"]
-        faults = [c.line for c in (check_database(self.settings, engine), check_storage(self.settings)) if not c.ok]
+        faults = [check.line for check in readiness(self.settings, engine, self.clock()) if not check.ok]
         return Answer(503 if faults else 200, TEXT, "".join(f"{line}\n" for line in faults or ["ready"]))
 
 

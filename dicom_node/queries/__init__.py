@@ -4,8 +4,9 @@
 inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps what the steps make, `dispatches` takes
 results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
 says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
-people, `counts` says how much there is, `changes` is what administrators do, `snapshot` takes all of it along, `hints`
-tells engines what they do not know.
+people, `counts` says how much there is, `processes` what lives and has counted, `notifications` what administrators are
+told, `changes` is what administrators do, `snapshot` takes all of it along, `hints` tells engines what they do not
+know.
 """
 
 from dicom_node.queries.audit import (
@@ -46,9 +47,13 @@ from dicom_node.queries.confirmations import (
     note_report,
 )
 from dicom_node.queries.counts import (
+    DestinationCounts,
     count_instances,
     count_jobs,
+    count_quarantined,
+    destination_counts,
     oldest_due,
+    waiting_since,
 )
 from dicom_node.queries.destinations import (
     hold_destination,
@@ -100,6 +105,16 @@ from dicom_node.queries.leases import (
     give_back_leases,
     lease_tokens,
 )
+from dicom_node.queries.notifications import (
+    DISK,
+    Message,
+    claim_messages,
+    end_message,
+    forget_notifications,
+    note_disk,
+    oldest_message,
+    plan_messages,
+)
 from dicom_node.queries.outcomes import (
     PreviousResult,
     StoredInstance,
@@ -111,6 +126,14 @@ from dicom_node.queries.outcomes import (
     previous_results,
     save_grounding,
     save_results,
+)
+from dicom_node.queries.processes import (
+    ProcessFacts,
+    ProcessState,
+    fold_processes,
+    list_processes,
+    note_alive,
+    note_new,
 )
 from dicom_node.queries.receiving import (
     Arrival,
@@ -156,11 +179,13 @@ from dicom_node.queries.views import (
 __all__ = [
     "AWAY_ERRORS",
     "DATABASE_ERRORS",
+    "DISK",
     "SCHEMA_REVISION",
     "Arrival",
     "AuditEntry",
     "CommitmentRequest",
     "Delivery",
+    "DestinationCounts",
     "DispatchFacts",
     "DispatchFilter",
     "DispatchSummary",
@@ -170,7 +195,10 @@ __all__ = [
     "JobFilter",
     "JobSummary",
     "Kept",
+    "Message",
     "PreviousResult",
+    "ProcessFacts",
+    "ProcessState",
     "Recorded",
     "Referenced",
     "Reported",
@@ -186,26 +214,32 @@ __all__ = [
     "claim",
     "claim_audit",
     "claim_dispatch",
+    "claim_messages",
     "claim_request",
     "claim_waiting",
     "close_job",
     "copy_log",
     "count_instances",
     "count_jobs",
+    "count_quarantined",
     "count_rows",
     "count_unsent_audit",
     "current_revision",
     "destination_asked",
+    "destination_counts",
     "destination_of",
     "dispatches_rung",
     "dispatches_to_ring",
     "due_receiving",
     "end_job",
+    "end_message",
     "end_request",
     "end_try",
     "explain",
     "fail_delivery",
     "filled_tables",
+    "fold_processes",
+    "forget_notifications",
     "free_leases",
     "give_back_jobs",
     "give_back_leases",
@@ -221,6 +255,7 @@ __all__ = [
     "list_audit",
     "list_dispatches",
     "list_jobs",
+    "list_processes",
     "load_deliveries",
     "load_grounding",
     "load_results",
@@ -230,17 +265,22 @@ __all__ = [
     "make_sessions",
     "mark_audit",
     "mark_delivery",
+    "note_alive",
     "note_asked",
     "note_audit",
     "note_commitment_request",
     "note_contact",
+    "note_disk",
+    "note_new",
     "note_opened",
     "note_process",
     "note_received",
     "note_removed",
     "note_report",
     "oldest_due",
+    "oldest_message",
     "open_dispatches",
+    "plan_messages",
     "prepare_snapshot",
     "previous_results",
     "probe",
@@ -266,4 +306,5 @@ __all__ = [
     "unsent_audit",
     "upgrade_schema",
     "waiting_jobs",
+    "waiting_since",
 ]

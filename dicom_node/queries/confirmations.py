@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import select, update
@@ -25,6 +25,8 @@ class Reported:
     state: DispatchState
     committed: int
     failed: int
+    ended_after: timedelta | None = None
+    """Since the dispatch was opened, where this report ended it."""
 
 
 def note_asked(session: Session, dispatch_id: int, transaction_uid: str, now: datetime) -> None:
@@ -69,6 +71,7 @@ def note_report(
     session.execute(
         update(CommitmentRow).where(CommitmentRow.transaction_uid == transaction_uid).values(answered_at=now)
     )
+    before = dispatch.state
     _confirm(session, dispatch, committed, now)
     if _is_last_asked(session, dispatch.dispatch_id, transaction_uid):
         _send_again(session, dispatch, failed, now)
@@ -76,7 +79,8 @@ def note_report(
         pause = backoff(dispatch.attempts, f"dispatch {dispatch.dispatch_id}")
         settle_dispatch(session, dispatch, Ending(now + pause, dispatch.due_at, dispatch.failure or ""), now)
     state: Any = dispatch.state
-    return Reported(dispatch.dispatch_id, dispatch.destination, state, len(committed), len(failed))
+    ended = now - dispatch.since if state == "DELIVERED" and before != "DELIVERED" else None
+    return Reported(dispatch.dispatch_id, dispatch.destination, state, len(committed), len(failed), ended)
 
 
 def _confirm(session: Session, dispatch: DispatchRow, committed: Sequence[str], now: datetime) -> None:

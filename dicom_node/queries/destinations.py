@@ -8,21 +8,25 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from dicom_node.queries.inserting import insert_or_ignore
+from dicom_node.queries.notifications import notify
 from dicom_node.study import backoff
 from dicom_node.tables import DestinationRow
 
 LONGEST_HOLD = timedelta(minutes=1)
 """Between two looks at a destination that is away: nothing else waits for them."""
 
+DOWN_AFTER = 3
+"""Tries in a row that found nobody there, after which a destination counts as down and administrators are told."""
+
 
 def note_contact(session: Session, destination: str, now: datetime) -> None:
     """Note that a destination answered: what was held for it goes on."""
     _know(session, destination)
-    session.execute(
-        update(DestinationRow)
-        .where(DestinationRow.name == destination)
-        .values(failures=0, hold_until=None, last_contact_at=now)
-    )
+    of_name = DestinationRow.name == destination
+    was_down = update(DestinationRow).where(of_name, DestinationRow.failures >= DOWN_AFTER).values(failures=0)
+    if session.scalar(was_down.returning(DestinationRow.name)) is not None:
+        notify(session, "destination recovered", destination, now)
+    session.execute(update(DestinationRow).where(of_name).values(failures=0, hold_until=None, last_contact_at=now))
 
 
 def hold_destination(session: Session, destination: str, error: str, now: datetime) -> datetime:
@@ -30,6 +34,8 @@ def hold_destination(session: Session, destination: str, error: str, now: dateti
     _know(session, destination)
     row = session.get_one(DestinationRow, destination, with_for_update=True)
     row.failures += 1
+    if row.failures == DOWN_AFTER:
+        notify(session, "destination down", destination, now)
     row.last_error, row.last_error_at = error, now
     row.hold_until = now + min(backoff(row.failures, destination), LONGEST_HOLD)
     return row.hold_until

@@ -19,6 +19,7 @@ from dicom_node.queries.audit import note_export
 from dicom_node.queries.inserting import insert_or_ignore
 from dicom_node.queries.jobs import add_event, end_delivery, older_is_under_way
 from dicom_node.queries.leases import has_free_lease, take
+from dicom_node.queries.notifications import notify
 from dicom_node.tables import CommitmentRow, DeliveryRow, DestinationRow, DispatchRow, JobRow, ResultRow, StudyRow
 
 
@@ -279,7 +280,7 @@ def settle_dispatch(session: Session, dispatch: DispatchRow, ending: Ending, now
 
     However a try ends, nobody died at it.
     """
-    was_delivered = dispatch.state == "DELIVERED"
+    before = dispatch.state
     parts = list(session.scalars(select(DeliveryRow.state).where(*parts_of(dispatch))))
     dispatch.lease_token = dispatch.lease_until = None
     dispatch.deaths = 0
@@ -294,8 +295,10 @@ def settle_dispatch(session: Session, dispatch: DispatchRow, ending: Ending, now
     why = ending.failure or dispatch.failure or ""
     dispatch.failure = f"{why}{ending.advice}" if dispatch.state == "DEAD" else None
     session.flush()
-    if dispatch.state == "DELIVERED" and not was_delivered:
+    if dispatch.state == "DELIVERED" and before != "DELIVERED":
         _note_delivered(session, dispatch, now)
+    if dispatch.state == "DEAD" and before != "DEAD":
+        notify(session, "dead letter", dispatch.destination, now, dispatch.job_id)
     _settle_job(session, dispatch.job_id, now)
 
 

@@ -16,7 +16,18 @@ from sqlalchemy.orm import Session, aliased
 
 from dicom_node.priority import PRIORITIES, Urgency, WaitingJob
 from dicom_node.queries.leases import NO_LEASE, has_free_lease, take
-from dicom_node.study import NEXT, WORKING_STATES, Complete, JobFacts, NotApplicable, State, Verdict, Waiting
+from dicom_node.queries.notifications import JOBS, notify
+from dicom_node.study import (
+    NEXT,
+    QUARANTINED,
+    WORKING_STATES,
+    Complete,
+    JobFacts,
+    NotApplicable,
+    State,
+    Verdict,
+    Waiting,
+)
 from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
 
 EVENTS: dict[str, str] = {
@@ -223,7 +234,10 @@ def retry_later(session: Session, job_id: int, token: str, reason: str, due_at: 
 
 def end_job(session: Session, job_id: int, token: str, state: State, failure: str, now: datetime) -> bool:
     """End a claimed job as NOT_APPLICABLE, FAILED or CANCELLED for the reason given; False if it is no longer ours."""
-    return _finish(session, (job_id, token, None), now, _ending(state, failure, now), detail=failure)
+    ended = _finish(session, (job_id, token, None), now, _ending(state, failure, now), detail=failure)
+    if ended and failure.startswith(QUARANTINED):
+        notify(session, "quarantine", JOBS, now, job_id)
+    return ended
 
 
 def _ending(state: State, failure: str, now: datetime) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from dicom_node.queries import (
     record_instance,
     upgrade_schema,
 )
+from dicom_node.recorder import Recorder
+from dicom_node.reporting import Reporter
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
@@ -121,9 +123,17 @@ def get(settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock)
     thread.join()
 
 
-def test_the_process_lives_and_is_ready(get: Get) -> None:
+def test_the_process_lives_and_is_ready(get: Get, sessions: sessionmaker[Session], clock: FrozenClock) -> None:
     assert get("/healthz").status == 200
+    assert get("/readyz").status == 503  # nobody sweeps
+    assert "start `knowmvg scheduler`" in get("/readyz").body
+    recorder = Recorder()
+    recorder.set("knowmvg_broker_up", 1)
+    recorder.set("knowmvg_scheduler_swept_timestamp_seconds", clock().timestamp())
+    assert Reporter(recorder, sessions, clock, "scheduler").report()
     assert (get("/readyz").status, get("/readyz").body) == (200, "ready\n")
+    clock.move(seconds=61)
+    assert [line.split()[1] for line in get("/readyz").body.splitlines()] == ["scheduler", "broker"]
 
 
 def test_it_is_not_ready_without_room_or_rows(
