@@ -25,7 +25,16 @@ from pydicom.uid import (
 )
 
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.header import MANUFACTURER, read_items, read_number, read_text, read_value
+from dicom_node.header import (
+    MANUFACTURER,
+    read_items,
+    read_number,
+    read_plain_codes,
+    read_plain_number,
+    read_plain_text,
+    read_text,
+    read_value,
+)
 
 Role = Literal["image", "report", "other"]
 
@@ -356,11 +365,12 @@ def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
 
 
 def _text(ds: Dataset, keyword: str) -> str:
-    return _clean(read_text(ds, keyword))
+    plain = read_plain_text(ds, keyword)
+    return _clean(read_text(ds, keyword)) if plain is None else plain[:MAX_TEXT].strip()
 
 
 def _texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
-    value = read_value(ds, keyword)
+    value = read_plain_codes(ds, keyword) or read_value(ds, keyword)
     if not value:
         return ()
     values = [value] if isinstance(value, str) else list(value)[:MAX_VALUES]
@@ -373,5 +383,6 @@ def _clean(text: str) -> str:
 
 
 def _number(ds: Dataset, keyword: str) -> int | None:
-    value = read_number(ds, keyword)
+    plain = read_plain_number(ds, keyword)
+    value = read_number(ds, keyword) if plain is None else plain
     return int(value) if value is not None and abs(value) < 2**31 else None

@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 * 1024**2
 PARTS_AT_ONCE = 2
-"""Larger objects go up in parts, so many at a time: what one instance holds in memory stays below 20 MB."""
+"""Larger objects go up in parts, so many at a time: what one instance holds in memory stays below 25 MB."""
 
 READ_BYTES = 1024**2
 
-CLIENT: dict[str, Any] = {"connect_timeout": "5s", "timeout": "60s"}
+CLIENT: dict[str, Any] = {"connect_timeout": "5s", "timeout": "20s"}
 RETRIES: dict[str, Any] = {
     "max_retries": 3,
-    "retry_timeout": timedelta(seconds=20),
+    "retry_timeout": timedelta(seconds=15),
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2.0},
 }
-"""A store that is away is noticed before a sender's patience ends: it is told to try again later (0xA700)."""
+"""A store that is away is noticed within a second, one that hangs within 20 s (a part of 8 MB must pass in that time),
+before a sender's patience ends: it is told to try again later (0xA700)."""
 
 
 NO_RETRIES = {**RETRIES, "max_retries": 0}
@@ -110,6 +111,7 @@ class ObjectStorage:
             with self._told():
                 obstore.head(self._store, self._name(key))
         except FileNotFoundError:
+            self._well_until = 0.0  # or the bucket is: `find_fault` looks anew
             return False
         return True
 
@@ -149,9 +151,11 @@ class ObjectStorage:
         """Put, read and remove a small object of this name; return what went wrong, or an empty text."""
         try:
             self.put(name, b"a look by knowmvg check")
-            with self.open(name) as file:
-                same = file.read() == b"a look by knowmvg check"
-            self.remove(name)
+            try:
+                with self.open(name) as file:
+                    same = file.read() == b"a look by knowmvg check"
+            finally:
+                self.remove(name)
         except OSError as error:
             return error.strerror or type(error).__name__
         return "" if same else "it gives back other bytes than it was given"

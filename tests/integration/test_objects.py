@@ -175,7 +175,11 @@ class Misbehaving(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answering)
         self.status, self.body, self.announced = status, body, announced
         self.came: list[tuple[str, dict[str, str]]] = []
+        self.hangs = threading.Event()
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Who gave up waiting is gone."""
 
 
 class _Answering(BaseHTTPRequestHandler):
@@ -184,6 +188,8 @@ class _Answering(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.came.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
+        while self.server.hangs.is_set():
+            threading.Event().wait(0.05)
         self.send_response(self.server.status)
         length = len(self.server.body) if self.server.announced is None else self.server.announced
         self.send_header("Content-Length", str(length))
@@ -246,6 +252,27 @@ def test_a_put_that_is_refused_keeps_what_came(misbehave: Misbehave, tmp_path: P
         storage.file("aa/x.dcm", Path(file.name))
     assert Path(file.name).read_bytes() == CONTENT  # until the caller removes it
     assert storage.find_fault()
+
+
+def test_a_bucket_that_goes_is_not_taken_for_a_missing_object(misbehave: Misbehave) -> None:
+    """A look that found all well a moment ago is not believed once an object is missing."""
+    storage, server = misbehave(200, b"<ListBucketResult></ListBucketResult>")
+    assert storage.find_fault() == ""
+    server.status, server.body = 404, b"<Error><Code>NoSuchBucket</Code></Error>"
+    assert not storage.exists("aa/x.dcm")
+    assert "there is no such bucket" in storage.find_fault()
+
+
+def test_a_store_that_hangs_is_given_up(misbehave: Misbehave, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(objects.CLIENT, "timeout", "200ms")
+    monkeypatch.setitem(objects.RETRIES, "max_retries", 0)
+    storage, server = misbehave(200)
+    server.hangs.set()
+    try:
+        with pytest.raises(OSError, match="does not answer"):
+            storage.put("aa/x.dcm", CONTENT)
+    finally:
+        server.hangs.clear()
 
 
 def test_an_answer_that_breaks_off_is_no_object(misbehave: Misbehave, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmwrite
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -288,6 +289,90 @@ def _outcome(path: Path) -> str:
     except InvalidInstanceError as error:
         return str(error)
     return "ok"
+
+
+# ---- what bytes say outright is what pydicom makes of them -----------------------------------------------------------
+
+
+def read_both_ways(content: bytes) -> tuple[Instance | str, Instance | str]:
+    """Return what is read of a header, and what pydicom alone would read of it."""
+
+    def read() -> Instance | str:
+        try:
+            return read_instance(content)
+        except InvalidInstanceError as error:
+            return str(error)
+
+    quickly = read()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("read_plain_text", "read_plain_codes", "read_plain_number"):
+            patch.setattr(f"dicom_node.instance.{name}", lambda ds, keyword: None)
+        return quickly, read()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([IMAGE, REPORT]), st.integers(1, 8))
+def test_damaged_headers_are_read_as_pydicom_reads_them(seed: int, content: bytes, flips: int) -> None:
+    rng = random.Random(seed)
+    damaged = bytearray(content)
+    for _ in range(flips):
+        damaged[rng.randrange(132, min(len(content), 2500))] = rng.choice(
+            [0, 0x20, 0x5C, 0x7E, 0x1B, rng.randrange(256)]
+        )
+    quickly, slowly = read_both_ways(bytes(damaged))
+    assert quickly == slowly
+
+
+VALUES = st.text("AZaz09 .-+^=\\~\x1b\x00é%", max_size=20)
+
+
+@settings(max_examples=300, deadline=None)
+@given(VALUES, VALUES, VALUES, VALUES, st.sampled_from(["", "ISO_IR 13", "ISO_IR 100", "ISO_IR 192", "ISO 2022 IR 87"]))
+@pytest.mark.filterwarnings("ignore")
+def test_any_values_are_read_as_pydicom_reads_them(
+    text: str, codes: str, number: str, other: str, character_set: str
+) -> None:
+    for syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian):
+        ds = make_cxr_dataset()
+        ds.SpecificCharacterSet = character_set
+        values = {"PatientID": text, "AccessionNumber": text, "ImageType": codes, "Modality": codes}
+        values |= {"PatientOrientation": codes, "SeriesNumber": number, "BodyPartExamined": other, "ContentDate": number}
+        for keyword, value in values.items():
+            ds[keyword] = RawDataElement(
+                Tag(keyword), ds[keyword].VR if keyword in ds else "DA", len(value.encode()), value.encode(), 0,
+                False, True,
+            )  # fmt: skip
+        content = encode_raw(ds, syntax)
+        quickly, slowly = read_both_ways(content)
+        assert isinstance(quickly, Instance) and quickly == slowly
+
+
+def encode_raw(ds: Dataset, syntax: str) -> bytes:
+    """Return the bytes of a dataset whose raw elements are written as they are."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    values = {tag: ds.get_item(tag) for tag in sorted(ds.keys()) if tag < Tag("PixelData")}
+    for tag, element in values.items():
+        if isinstance(element, RawDataElement):
+            content = element.value + b" " * (len(element.value) % 2)
+            endian = "<" if buffer.is_little_endian else ">"
+            buffer.write(struct.pack(f"{endian}HH", tag.group, tag.element))
+            if buffer.is_implicit_VR:
+                buffer.write(struct.pack("<L", len(content)) + content)
+            else:
+                buffer.write(element.VR.encode() + struct.pack(f"{endian}H", len(content)) + content)
+        else:
+            part = Dataset()
+            part.add(element)
+            write_dataset(buffer, part)
+    return make_part10(buffer.getvalue(), syntax)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no shared data")
+def test_every_file_of_the_corpus_is_read_as_pydicom_reads_it() -> None:
+    for path in sorted(path for path in DATA.rglob("*") if path.is_file()):
+        quickly, slowly = read_both_ways(path.read_bytes())
+        assert quickly == slowly, path.name
 
 
 # ---- hostile input ---------------------------------------------------------------------------------------------------
