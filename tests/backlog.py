@@ -272,6 +272,7 @@ SWEEP: dict[str, Question] = {
     "lease tokens": lambda session, _: queries.lease_tokens(session),
     "leases of the dead": lambda session, now: queries.free_leases(session, "nobody", now),
     "studies to close": lambda session, now: queries.due_receiving(session, now, 200),
+    "the next study to close": lambda session, now: queries.next_receiving(session, now),
     "jobs to ring for": lambda session, now: queries.jobs_to_ring(session, now, 200),
     "jobs rung for": lambda session, now: queries.rung(session, [1, 2, 3], now, now),
     "jobs to open": lambda session, now: queries.undispatched_jobs(session, now, 200),

@@ -43,14 +43,11 @@ from workers.device import DeviceLook
 from workers.notifying import Notifier
 from workers.ownership import Owner, clear_the_dead
 from workers.resources import LazyGrounder, Resources
-from workers.scheduler import apply_retention, sweep
+from workers.scheduler import SWEEP_S, apply_retention, pause_s, sweep
 from workers.supervisor import NodeLock, clear_ready, mark_ready, node_children, supervise
 from workers.watching import Watch, forget_told, look_after_rows, look_at_broker
 
 logger = logging.getLogger(__name__)
-
-SWEEP_S = 1.0
-"""Between two looks at the rows that are due."""
 
 RETENTION_S = 60.0
 """Between two looks at what may be removed."""
@@ -161,16 +158,18 @@ def watches(resources: Resources) -> Iterator[tuple[str, Callable[[threading.Eve
 def _sweep_until(stop: threading.Event, resources: Resources) -> None:
     retention_at = 0.0
     while not stop.is_set():
+        pause = SWEEP_S
         try:
             sweep(resources)
             if time.monotonic() >= retention_at:
                 retention_at = time.monotonic() + RETENTION_S
                 apply_retention(resources)
+            pause = pause_s(resources)
         except DATABASE_ERRORS as error:
             log_event(logger, "database unavailable", level=logging.WARNING, reason=explain(error))
         except OSError as error:
             log_event(logger, "storage unavailable", level=logging.WARNING, reason=error)
-        stop.wait(SWEEP_S)
+        stop.wait(pause)
 
 
 def run_node(settings: Settings, config_path: Path | None) -> None:

@@ -22,6 +22,12 @@ from workers.steps import STEPS
 
 logger = logging.getLogger(__name__)
 
+SWEEP_S = 1.0
+"""Between two looks at the rows that are due, at most."""
+
+SOON_S = 0.1
+"""… and at least: a stream of studies does not make them without end."""
+
 BATCH = 200
 """Rows looked at in one sweep; the rest waits for the next."""
 
@@ -38,6 +44,14 @@ def sweep(resources: Resources) -> None:
     ring_for_due_errands(resources)
     queries.copy_log(resources.sessions)
     resources.recorder.set("knowmvg_scheduler_swept_timestamp_seconds", resources.clock().timestamp())
+
+
+def pause_s(resources: Resources) -> float:
+    """Return how long the next sweep may wait: until the next study's quiet period is over, SWEEP_S at most."""
+    now = resources.clock()
+    with resources.sessions() as session:
+        due_at = queries.next_receiving(session, now)
+    return SWEEP_S if due_at is None else min(max((due_at - now).total_seconds(), SOON_S), SWEEP_S)
 
 
 def free_leases_of_the_dead(resources: Resources) -> None:

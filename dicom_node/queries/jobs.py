@@ -63,6 +63,17 @@ def due_receiving(session: Session, now: datetime, limit: int) -> tuple[JobFacts
     return tuple(map(_facts, session.scalars(statement)))
 
 
+def next_receiving(session: Session, now: datetime) -> datetime | None:
+    """Return when the next study may be complete, of those that are not to be looked at yet."""
+    statement = (
+        select(JobRow.due_at)
+        .where(JobRow.state == "RECEIVING", JobRow.due_at > now)
+        .order_by(JobRow.due_at, JobRow.job_id)
+        .limit(1)
+    )
+    return session.scalar(statement)
+
+
 def close_job(session: Session, job_id: int, verdict: Verdict, now: datetime, urgency: Urgency = ROUTINE) -> bool:
     """Do what `study.completion` says with a job in RECEIVING; False if something new came since it looked."""
     detail = ""

@@ -14,7 +14,7 @@ from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
 from workers.app import make_app
 from workers.resources import RING_SOON
-from workers.scheduler import sweep
+from workers.scheduler import SOON_S, SWEEP_S, pause_s, sweep
 from workers.steps import STEPS
 from workers.tasks import add_tasks
 
@@ -81,3 +81,15 @@ def test_sweep_rings_once_in_vain_and_again_soon_where_the_broker_takes_nothing(
     assert len(tried) == 1
     rig.sweep(seconds=RING_SOON.total_seconds())
     assert {number for task, number in rig.rings if task == "ground"} == jobs
+
+
+def test_the_next_sweep_comes_when_a_quiet_period_ends(rig: Rig) -> None:
+    """A study does not wait for the second to be over."""
+    assert pause_s(rig.resources) == SWEEP_S
+    rig.store(make_cxr_dataset())
+    rig.clock.move(seconds=QUIET_S - 0.4)
+    assert pause_s(rig.resources) == pytest.approx(0.4)
+    rig.clock.move(seconds=0.39)
+    assert pause_s(rig.resources) == SOON_S
+    rig.clock.move(seconds=10)
+    assert pause_s(rig.resources) == SWEEP_S

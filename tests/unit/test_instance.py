@@ -336,7 +336,12 @@ def test_any_values_are_read_as_pydicom_reads_them(
         ds = make_cxr_dataset()
         ds.SpecificCharacterSet = character_set
         values = {"PatientID": text, "AccessionNumber": text, "ImageType": codes, "Modality": codes}
-        values |= {"PatientOrientation": codes, "SeriesNumber": number, "BodyPartExamined": other, "ContentDate": number}
+        values |= {
+            "PatientOrientation": codes,
+            "SeriesNumber": number,
+            "BodyPartExamined": other,
+            "ContentDate": number,
+        }
         for keyword, value in values.items():
             ds[keyword] = RawDataElement(
                 Tag(keyword), ds[keyword].VR if keyword in ds else "DA", len(value.encode()), value.encode(), 0,
