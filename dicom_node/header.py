@@ -124,7 +124,8 @@ def read_plain_number(ds: Dataset, keyword: str) -> int | None:
     """Return the value of a `keyword` of VR US or IS that is one number, or None: ask `read_number`."""
     raw, vr = _raw(ds, keyword)
     if vr == "US" and len(raw) == 2:
-        return int.from_bytes(raw, "little" if ds.get_item(_tag_of(keyword)).is_little_endian else "big")
+        element: Any = ds.get_item(_tag_of(keyword))
+        return int.from_bytes(raw, "little" if element.is_little_endian else "big")
     return int(raw) if vr == "IS" and _WHOLE.fullmatch(raw) else None
 
 
