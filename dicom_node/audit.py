@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -96,7 +96,8 @@ class AuditEvent:
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as JSON values."""
-        return asdict(self)
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"sop_classes": dict(self.sop_classes)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AuditEvent:

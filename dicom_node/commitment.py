@@ -13,8 +13,8 @@ from pydicom.sequence import Sequence as Items
 
 from dicom_node.delivery import FAILURE_REASONS
 from dicom_node.errors import InvalidInstanceError
+from dicom_node.head import is_valid_uid
 from dicom_node.header import read_items, read_number, read_text
-from dicom_node.instance import is_valid_uid
 
 PUSH_MODEL = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""

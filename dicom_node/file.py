@@ -11,8 +11,8 @@ from pydicom.filereader import read_dataset as read_elements
 from pydicom.filereader import read_preamble
 from pydicom.tag import BaseTag
 
+from dicom_node.head import DEFLATED
 from dicom_node.header import read_text
-from dicom_node.instance import DEFLATED
 
 MAX_INFLATED_BYTES = 1024**3
 """Of a deflated dataset (PS3.5 A.5): a radiograph of 16 bits with 8,000 by 8,000 pixels has an eighth."""

@@ -7,24 +7,17 @@ decision cannot use is empty or None, and only the UIDs are required.
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_preamble
-from pydicom.tag import BaseTag, Tag
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.tag import Tag
 
 from dicom_node.errors import InvalidInstanceError
+from dicom_node.head import Extent, is_valid_uid, read_head
 from dicom_node.header import (
     MANUFACTURER,
     read_items,
@@ -67,16 +60,6 @@ NOT_REPORT_TITLES = {
 }
 """Document titles under which no radiologist writes, whatever the SOP class."""
 
-DEFLATED = (
-    DeflatedExplicitVRLittleEndian,
-    "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
-    "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
-)
-MAX_HEADER_BYTES = 2 * 1024**2
-MAX_HEADER_READS = 50_000
-"""Read, and inflated, at most: headers are kilobytes and a few thousand elements, but a megabyte of empty items costs
-100 MB and seconds, and a megabyte of a deflated dataset may hold a gigabyte."""
-
 MAX_TEXT = 256
 """Characters of a header text that are kept; PS3.5 6.2 allows 64."""
 
@@ -85,12 +68,10 @@ MAX_REFERENCES = 1000
 MAX_STUDIES = 8
 """Other studies that a report may be about: further ones are not followed."""
 
-_FIRST_AFTER_META = 0x00030000
 _CONTENT_SEQUENCE = int(Tag("ContentSequence"))
 _LAST_READ = int(Tag("ViewCodeSequence"))
 """Nothing is read behind this attribute, and of documents nothing from their content on."""
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _KEYWORDS = (
@@ -132,7 +113,9 @@ _KEYWORDS = (
     "VerificationFlag",
     "PreliminaryFlag",
 )
-_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in _KEYWORDS]
+_EXTENT = Extent(
+    frozenset(int(Tag(keyword)) for keyword in _KEYWORDS), lambda tag: tag == _CONTENT_SEQUENCE or tag > _LAST_READ
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,64 +202,11 @@ def with_c_store_priority(instance: Instance, priority: int) -> Instance:
     return replace(instance, c_store_priority={0: "MEDIUM", 1: "HIGH", 2: "LOW"}.get(priority, ""))
 
 
-def is_valid_uid(uid: str) -> bool:
-    """Tell whether `uid` can name a file and a row: digits and dots, at most 64 characters (PS3.5 9.1)."""
-    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
-
-
 def _read(source: Path | bytes) -> Instance:
     if isinstance(source, bytes):
-        return _describe(*_read_header(BytesIO(source)))
+        return _describe(*read_head(BytesIO(source), _EXTENT))
     with source.open("rb") as file:
-        return _describe(*_read_header(file))
-
-
-class _BudgetedReader:
-    """A file of which only so much may be read (skipping is free); a length that is only claimed is not allocated."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left, self._reads_left = file, MAX_HEADER_BYTES, MAX_HEADER_READS
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self._left or self._reads_left == 0:
-            raise InvalidInstanceError(f"its header has, or claims to have, more than {MAX_HEADER_BYTES} bytes")
-        self._left -= size
-        self._reads_left -= 1
-        return self._file.read(size)
-
-
-def _read_header(file: BinaryIO) -> tuple[Dataset, str]:
-    """Return the dataset up to the content, and the Transfer Syntax UID."""
-    reader: Any = _BudgetedReader(file)
-    read_preamble(reader, force=False)
-    meta = read_dataset(reader, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)
-    syntax = UID(read_text(meta, "TransferSyntaxUID"))
-    if not is_valid_uid(syntax):
-        raise InvalidInstanceError("its File Meta Information has no Transfer Syntax UID")
-    if syntax in DEFLATED:
-        reader = _BudgetedReader(BytesIO(_inflate(file)))
-    ds = read_dataset(
-        reader,
-        is_implicit_VR=syntax == ImplicitVRLittleEndian,
-        is_little_endian=syntax != ExplicitVRBigEndian,
-        stop_when=_at_content,
-        specific_tags=_TAGS,
-    )
-    return ds, str(syntax)
-
-
-def _inflate(file: BinaryIO) -> bytes:
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MAX_HEADER_BYTES), MAX_HEADER_BYTES)
-
-
-def _after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
-    return tag.real >= _FIRST_AFTER_META  # as an int: a tag compares ten times as slowly
-
-
-def _at_content(tag: BaseTag, vr: str | None, length: int) -> bool:
-    number = tag.real
-    return number == _CONTENT_SEQUENCE or number > _LAST_READ
+        return _describe(*read_head(file, _EXTENT))
 
 
 def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from dicom_node.clock import derive_uid
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.instance import is_valid_uid
+from dicom_node.head import is_valid_uid
 
 CHECK_SPACE_EVERY = 16 * 1024**2
 """Bytes of a dataset between two looks at the free space."""

@@ -20,6 +20,7 @@ from dicom_node.audit import AuditEvent, Kind
 from dicom_node.clock import Clock
 from dicom_node.logs import log_event
 from dicom_node.queries.engine import DATABASE_ERRORS, explain
+from dicom_node.queries.inserting import table_of
 from dicom_node.queries.receiving import Arrival
 from dicom_node.tables import AuditRow, ResultRow, StudyRow
 
@@ -68,26 +69,33 @@ def note_received(session: Session, arrivals: Iterable[Arrival]) -> None:
     for one in arrivals:
         study = hashlib.sha256(one.instance.study_instance_uid.encode()).hexdigest()[:16]
         brought.setdefault(f"{one.association[:40]} {study}", []).append(one)
-    known = session.scalars(_RECEIVED, {"keys": sorted(brought)})
-    for row in known:
-        _count(row, brought.pop(str(row.association)))
+    connection = session.connection()
+    known = connection.execute(_RECEIVED, {"keys": sorted(brought)}).all()
+    if counted := [_counted(row, brought.pop(str(row.association))) for row in known]:
+        connection.execute(_COUNT, counted)
     if brought:
-        session.execute(insert(AuditRow), [_first_event(key, of_key) for key, of_key in brought.items()])
+        connection.execute(_INSERT, [_first_event(key, of_key) for key, of_key in brought.items()])
 
 
+_TABLE = table_of(AuditRow)
 _RECEIVED = (
-    select(AuditRow)
-    .where(AuditRow.association.in_(bindparam("keys", expanding=True)))
-    .order_by(AuditRow.id)
+    select(_TABLE.c.id, _TABLE.c.association, _TABLE.c.event)
+    .where(_TABLE.c.association.in_(bindparam("keys", expanding=True)))
+    .order_by(_TABLE.c.id)
     .with_for_update()
 )
+_COUNT = (
+    update(_TABLE)
+    .where(_TABLE.c.id == bindparam("counted"))
+    .values(event=bindparam("event"), due_at=bindparam("due_at"))
+)
+_INSERT = insert(_TABLE)
 
 
-def _count(row: AuditRow, arrivals: Sequence[Arrival]) -> None:
-    event = AuditEvent.from_json(row.event)
-    counts = Counter(event.sop_classes) + Counter(one.instance.sop_class_uid for one in arrivals)
-    row.event = replace(event, sop_classes=dict(counts)).to_json()
-    row.due_at = arrivals[-1].at + ASSOCIATION_PAUSE
+def _counted(row: Any, arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    counts = Counter(row.event["sop_classes"]) + Counter(one.instance.sop_class_uid for one in arrivals)
+    event = row.event | {"sop_classes": dict(counts)}
+    return {"counted": row.id, "event": event, "due_at": arrivals[-1].at + ASSOCIATION_PAUSE}
 
 
 def _first_event(key: str, arrivals: Sequence[Arrival]) -> dict[str, Any]:

@@ -23,6 +23,10 @@ SQLITE_WAIT_S = 30
 
 SQLITE_AGAIN_S = 0.01
 
+SQLITE_PACE_S = 0.002
+"""So long a connection waits by itself before it is asked again: SQLite's own waits grow to 100 ms, fifty times as
+long as the transactions that they wait for, so that of several processes none would get on."""
+
 SQLITE_LOG_PAGES = 16_384
 """So long (64 MiB) SQLite's log gets before a commit copies it into the database by itself: `copy_log` does that, so
 that nobody who waits for a commit waits for pages all over a large database. Without a scheduler it stays bounded."""
@@ -91,7 +95,7 @@ def _make_postgresql(url: URL) -> Engine:
 def _make_sqlite(url: URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": SQLITE_WAIT_S}, **ENGINE)
+    engine = create_engine(url, connect_args={"timeout": SQLITE_PACE_S}, **ENGINE)
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine
@@ -119,4 +123,15 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    """Take the write lock, for which `SQLITE_WAIT_S` is waited; no statement of the transaction waits afterwards."""
+    deadline = time.monotonic() + SQLITE_WAIT_S
+    driver: Any = connection.connection.driver_connection
+    while time.monotonic() < deadline:
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                break
+        else:
+            return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # which raises what SQLAlchemy makes of it

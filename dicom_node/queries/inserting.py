@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -27,11 +27,12 @@ def _insert_or_ignore(dialect: str, row: type[Base]) -> Any:
     return to.insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
 
 
-def insert_new(session: Session, row: type[Base], rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
+def insert_new(connection: Connection, row: type[Base], rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
     """Insert those rows whose key is free; return their primary keys."""
-    return session.execute(_insert_or_ignore(session.get_bind().dialect.name, row), rows).all()
+    return connection.execute(_insert_or_ignore(connection.dialect.name, row), rows).all()
 
 
 def insert_or_ignore(session: Session, row: type[Base], **values: Any) -> bool:
     """Insert a row unless its key is taken; return whether it was inserted."""
-    return bool(insert_new(session, row, [values]))
+    session.flush()
+    return bool(insert_new(session.connection(), row, [values]))

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.orm import Session
 
-from dicom_node.instance import Instance
-from dicom_node.queries.inserting import insert_new, insert_or_ignore, table_of
-from dicom_node.queries.revisions import LockedStudy, Studies, take_up
+from dicom_node.instance import DOCUMENT_CLASSES, Instance
+from dicom_node.queries.inserting import insert_new, insert_or_ignore
+from dicom_node.queries.revisions import LockedStudy, Studies, add_events, take_up
 from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
 from dicom_node.tables import (
@@ -63,12 +63,13 @@ def record_instances(session: Session, arrivals: Sequence[Arrival], quiet_period
     the next revision and cancels what was under way of the one before. Other objects are filed and open nothing.
     A report that names images of other studies alone does the same to those of them that have no report of their own.
     """
-    results = _results_among(session, arrivals)
+    connection = session.connection()  # the session would cost as much again as the statements
+    results = _results_among(connection, arrivals)
     filed = [number for number, one in enumerate(arrivals) if one.instance.sop_instance_uid not in results]
     recorded = {number: Recorded("own") for number in range(len(arrivals)) if number not in filed}
     if filed:
-        studies = _lock_studies(session, [arrivals[number] for number in filed])
-        inserted = _insert_instances(session, [arrivals[number] for number in filed], studies)
+        studies = _lock_studies(connection, [arrivals[number] for number in filed])
+        inserted = _insert_instances(connection, [arrivals[number] for number in filed], studies)
         new = [number for number in filed if _pop(inserted, arrivals[number].instance.sop_instance_uid)]
         recorded |= zip(new, _open(session, [arrivals[number] for number in new], studies, quiet_period), strict=True)
         recorded |= {number: _note_repeat(session, arrivals[number]) for number in filed if number not in new}
@@ -90,11 +91,12 @@ def _pop(uids: set[str], uid: str) -> bool:
 _RESULTS = select(ResultRow.sop_instance_uid).where(ResultRow.sop_instance_uid.in_(bindparam("uids", expanding=True)))
 
 
-def _results_among(session: Session, arrivals: Iterable[Arrival]) -> set[str]:
-    """Return the UIDs of the arrivals that are results of this node."""
-    uids = {one.instance.sop_instance_uid for one in arrivals}
-    own = {one.instance.sop_instance_uid for one in arrivals if one.instance.is_own_result}
-    return own | set(session.scalars(_RESULTS, {"uids": sorted(uids - own)}))
+def _results_among(connection: Connection, arrivals: Iterable[Arrival]) -> set[str]:
+    """Return the UIDs of the arrivals that are results of this node, which are documents."""
+    documents = [one.instance for one in arrivals if one.instance.sop_class_uid.startswith(DOCUMENT_CLASSES)]
+    own = {one.sop_instance_uid for one in documents if one.is_own_result}
+    uids = {one.sop_instance_uid for one in documents} - own
+    return own | set(connection.scalars(_RESULTS, {"uids": sorted(uids)})) if uids else own
 
 
 def _open(session: Session, new: Sequence[Arrival], studies: Studies, quiet_period: timedelta) -> Iterable[Recorded]:
@@ -102,15 +104,16 @@ def _open(session: Session, new: Sequence[Arrival], studies: Studies, quiet_peri
     to_ground = [one for one in new if one.instance.role != "other"]
     came_at = {one.instance.study_instance_uid: one.at for one in sorted(to_ground, key=lambda one: one.at)}
     before = dict(studies)
-    jobs = take_up(session, studies, came_at, quiet_period)
+    connection = session.connection()
+    jobs = take_up(connection, studies, came_at, quiet_period)
     revised = [
         one.instance
         for one in to_ground
         if studies[one.instance.study_instance_uid] != before[one.instance.study_instance_uid]
     ]
-    _revise(session, revised, studies)
+    _revise(connection, revised, studies)
     recorded = [_recorded(one, before, jobs) for one in new]
-    _add_events(session, zip(new, recorded, strict=True))
+    _add_events(connection, zip(new, recorded, strict=True))
     for one in to_ground:
         if one.instance.role == "report":
             for uid in sorted(one.instance.evidence_studies):
@@ -125,16 +128,16 @@ def _recorded(arrival: Arrival, before: Studies, jobs: Mapping[str, tuple[int, i
     return Recorded("new", *jobs[uid])
 
 
-def _revise(session: Session, instances: Iterable[Instance], studies: Studies) -> None:
+def _revise(connection: Connection, instances: Iterable[Instance], studies: Studies) -> None:
     for instance in instances:
-        session.execute(
+        connection.execute(
             update(InstanceRow)
             .where(InstanceRow.sop_instance_uid == instance.sop_instance_uid)
             .values(revision=studies[instance.study_instance_uid].revision)
         )
 
 
-def _add_events(session: Session, filed: Iterable[tuple[Arrival, Recorded]]) -> None:
+def _add_events(connection: Connection, filed: Iterable[tuple[Arrival, Recorded]]) -> None:
     events = [
         {
             "study_instance_uid": one.instance.study_instance_uid,
@@ -145,8 +148,7 @@ def _add_events(session: Session, filed: Iterable[tuple[Arrival, Recorded]]) -> 
         }
         for one, recorded in filed
     ]
-    if events:
-        session.execute(_INSERT_EVENTS, events)
+    add_events(connection, events)
 
 
 def _how(arrival: Arrival) -> str:
@@ -158,30 +160,27 @@ def _how(arrival: Arrival) -> str:
     )
 
 
-_INSERT_EVENTS = insert(table_of(EventRow))
-
-
 def _refer(session: Session, report: Arrival, uid: str, studies: Studies, quiet_period: timedelta) -> None:
     """Link a report to a study that it names, and take that one up if the report counts for it as it is now.
 
     The link stays in any case: the images may come, or be corrected, later.
     """
-    instance, study = report.instance, studies.get(uid)
+    instance, study, connection = report.instance, studies.get(uid), session.connection()
     revision = study.revision if study is not None else 1
-    if study is not None and instance in add_referred(_instances_in(session, uid), [instance]):
-        job_id, revision = take_up(session, studies, {uid: report.at}, quiet_period)[uid]
+    if study is not None and instance in add_referred(_instances_in(connection, uid), [instance]):
+        job_id, revision = take_up(connection, studies, {uid: report.at}, quiet_period)[uid]
         detail = f"a report in study {instance.study_instance_uid} is about this one: {instance.sop_instance_uid}"
-        event = EventRow(study_instance_uid=uid, job_id=job_id, at=report.at, event="report referred", detail=detail)
-        session.add(event)
+        event = {"study_instance_uid": uid, "job_id": job_id, "at": report.at, "event": "report referred"}
+        add_events(connection, [event | {"detail": detail}])
     insert_or_ignore(
         session, ReportReferenceRow, sop_instance_uid=instance.sop_instance_uid, study_instance_uid=uid,
         revision=revision,
     )  # fmt: skip
 
 
-def _instances_in(session: Session, study_instance_uid: str) -> list[Instance]:
+def _instances_in(connection: Connection, study_instance_uid: str) -> list[Instance]:
     statement = select(InstanceRow.facts).where(InstanceRow.study_instance_uid == study_instance_uid)
-    return [Instance.from_facts(facts) for facts in session.scalars(statement)]
+    return [Instance.from_facts(facts) for facts in connection.scalars(statement)]
 
 
 # key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
@@ -193,7 +192,7 @@ _LOCK_STUDIES = (
 )
 
 
-def _lock_studies(session: Session, arrivals: Sequence[Arrival]) -> Studies:
+def _lock_studies(connection: Connection, arrivals: Sequence[Arrival]) -> Studies:
     """Lock the studies of instances, which are made if need be, and those known ones that these are about.
 
     In one order of their UIDs, whoever asks: two reports about each other's studies do not wait for one another.
@@ -205,24 +204,24 @@ def _lock_studies(session: Session, arrivals: Sequence[Arrival]) -> Studies:
         values["accession_number"] = values["accession_number"] or one.instance.accession_number[:64]
         values.setdefault("created_at", one.at)
     rows = [{"study_instance_uid": uid, "revision": 1} | made[uid] for uid in sorted(made)]
-    insert_new(session, StudyRow, rows)
+    insert_new(connection, StudyRow, rows)
     about = {uid for one in arrivals for uid in one.instance.evidence_studies}
     studies: Studies = {}
-    for row in session.execute(_LOCK_STUDIES, {"uids": sorted(made.keys() | about)}):
+    for row in connection.execute(_LOCK_STUDIES, {"uids": sorted(made.keys() | about)}):
         studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, row.revision)
         if given := made.get(row.study_instance_uid):
-            _fill_in(session, row.study_instance_uid, given, row._asdict())
+            _fill_in(connection, row.study_instance_uid, given, row._asdict())
     return studies
 
 
-def _fill_in(session: Session, uid: str, given: Mapping[str, str], held: Mapping[str, Any]) -> None:
+def _fill_in(connection: Connection, uid: str, given: Mapping[str, str], held: Mapping[str, Any]) -> None:
     """Set the texts of a study that no instance has given so far."""
     texts = {name: given[name] for name in ("patient_id", "accession_number") if given[name] and not held[name]}
     if texts:
-        session.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(texts))
+        connection.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(texts))
 
 
-def _insert_instances(session: Session, arrivals: Sequence[Arrival], studies: Studies) -> set[str]:
+def _insert_instances(connection: Connection, arrivals: Sequence[Arrival], studies: Studies) -> set[str]:
     """Insert the rows, and return the SOP Instance UIDs of those that there were none of."""
     rows = [
         {
@@ -242,7 +241,7 @@ def _insert_instances(session: Session, arrivals: Sequence[Arrival], studies: St
         }
         for one in arrivals
     ]
-    return {row.sop_instance_uid for row in insert_new(session, InstanceRow, rows)}
+    return {row.sop_instance_uid for row in insert_new(connection, InstanceRow, rows)}
 
 
 def _note_repeat(session: Session, arrival: Arrival) -> Recorded:

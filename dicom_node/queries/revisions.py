@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from dicom_node.delivery import OPEN_DISPATCHES
 from dicom_node.queries.hints import unindexed
@@ -42,9 +41,11 @@ _PROLONG = (
 
 _INSERT_JOBS = insert(table_of(JobRow)).returning(table_of(JobRow).c.job_id, table_of(JobRow).c.study_instance_uid)
 
+_INSERT_EVENTS = insert(table_of(EventRow))
+
 
 def take_up(
-    session: Session, studies: Studies, came_at: Mapping[str, datetime], quiet_period: timedelta
+    connection: Connection, studies: Studies, came_at: Mapping[str, datetime], quiet_period: timedelta
 ) -> dict[str, tuple[int, int]]:
     """Start the quiet periods of studies anew, or open their first or next job; return (job, revision) of each study.
 
@@ -53,32 +54,32 @@ def take_up(
     if not came_at:
         return {}
     known: dict[str, list[Any]] = {}
-    for row in session.execute(_JOBS, {"uids": sorted(came_at)}):
+    for row in connection.execute(_JOBS, {"uids": sorted(came_at)}):
         known.setdefault(row.study_instance_uid, []).append(row)
     taken, opened = dict[str, tuple[int, int]](), []
     for uid, now in sorted(came_at.items()):
-        job_id = _prolong(session, studies[uid], known.get(uid, ()), now, quiet_period)
+        job_id = _prolong(connection, studies[uid], known.get(uid, ()), now, quiet_period)
         if job_id is not None:
             taken[uid] = job_id, studies[uid].revision
             continue
         if uid in known:
             studies[uid] = replace(studies[uid], revision=studies[uid].revision + 1)
-            _supersede_jobs(session, studies[uid], now)
+            _supersede_jobs(connection, studies[uid], now)
         opened.append(_first_values(studies[uid], now, quiet_period))
-    for row in session.execute(_INSERT_JOBS, opened) if opened else ():
+    for row in connection.execute(_INSERT_JOBS, opened) if opened else ():
         taken[row.study_instance_uid] = row.job_id, studies[row.study_instance_uid].revision
     return taken
 
 
 def _prolong(
-    session: Session, study: LockedStudy, jobs: Iterable[Any], now: datetime, quiet_period: timedelta
+    connection: Connection, study: LockedStudy, jobs: Iterable[Any], now: datetime, quiet_period: timedelta
 ) -> int | None:
     """Start the quiet period of the study's job anew; None if it has no job in RECEIVING."""
     receiving = [job for job in jobs if job.revision == study.revision and job.state == "RECEIVING"]
     if not receiving:
         return None
     due = look_again_at(receiving[0].first_instance_at, now, quiet_period)
-    job_id: int | None = session.scalar(_PROLONG, {"prolonged": receiving[0].job_id, "now": now, "due": due})
+    job_id: int | None = connection.scalar(_PROLONG, {"prolonged": receiving[0].job_id, "now": now, "due": due})
     return job_id
 
 
@@ -94,7 +95,7 @@ def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) ->
     }
 
 
-def _supersede_jobs(session: Session, study: LockedStudy, now: datetime) -> None:
+def _supersede_jobs(connection: Connection, study: LockedStudy, now: datetime) -> None:
     """Make the study's revision the current one, and cancel what is under way of those before.
 
     Nothing of a cancelled job begins any more; a worker that is in the middle of a step of it keeps its lease, and
@@ -102,18 +103,24 @@ def _supersede_jobs(session: Session, study: LockedStudy, now: datetime) -> None
     older revision after a newer one, and the newer one names what was delivered as its predecessor.
     """
     uid, revision = study.study_instance_uid, study.revision
-    session.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(revision=revision))
+    connection.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(revision=revision))
     reason = f"superseded by revision {revision}, which holds an image or a report that came later: see its job"
-    cancelled = session.scalars(
+    cancelled = connection.scalars(
         update(JobRow)
         .where(JobRow.study_instance_uid == uid, unindexed(JobRow.state).in_(WORKING_STATES))
         .values(state="CANCELLED", outcome=None, failure=reason, step_since=now, updated_at=now)
         .returning(JobRow.job_id)
     ).all()
-    session.execute(  # what an archive took of it stays noted with its deliveries
+    connection.execute(  # what an archive took of it stays noted with its deliveries
         update(DispatchRow)
         .where(DispatchRow.job_id.in_(cancelled), unindexed(DispatchRow.state).in_(OPEN_DISPATCHES))
         .values(state="CANCELLED", updated_at=now)
     )
-    for job_id in cancelled:
-        session.add(EventRow(study_instance_uid=uid, job_id=job_id, at=now, event="job cancelled", detail=reason))
+    cause = {"study_instance_uid": uid, "at": now, "event": "job cancelled", "detail": reason}
+    add_events(connection, [cause | {"job_id": job_id} for job_id in cancelled])
+
+
+def add_events(connection: Connection, events: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to the timelines of studies."""
+    if events:
+        connection.execute(_INSERT_EVENTS, events)

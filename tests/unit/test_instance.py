@@ -30,11 +30,11 @@ from pydicom.uid import (
 )
 
 from dicom_node.errors import InvalidInstanceError
+from dicom_node.head import MAX_HEADER_BYTES
 from dicom_node.header import MANUFACTURER
 from dicom_node.instance import (
     _KEYWORDS,
     _LAST_READ,
-    MAX_HEADER_BYTES,
     MAX_REFERENCES,
     Instance,
     read_instance,

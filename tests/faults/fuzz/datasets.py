@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.instance import Instance, is_valid_uid, read_instance
+from dicom_node.head import is_valid_uid
+from dicom_node.instance import Instance, read_instance
 from dicom_node.storage import instance_key, result_key
 from tests.faults.fuzz import seeds
 from tests.faults.fuzz.bounds import Violation, WriteWatch, memory_within, within

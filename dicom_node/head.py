@@ -1,0 +1,218 @@
+"""The head of a DICOM file: the elements that are looked at, up to where nothing more is, within bounds.
+
+Elements of a defined length in one block of bytes are told apart here (PS3.5 7.1), which is nearly all of nearly every
+head; pydicom takes three calls for each. It reads the rest, and whatever is not as it should be.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, BinaryIO
+
+from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataelem import RawDataElement, convert_raw_data_element, empty_value_for_VR
+from pydicom.dataset import Dataset
+from pydicom.filereader import data_element_generator, read_dataset, read_preamble
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, VR
+
+from dicom_node.errors import InvalidInstanceError
+
+DEFLATED = (
+    DeflatedExplicitVRLittleEndian,
+    "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
+    "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+)
+MAX_HEADER_BYTES = 2 * 1024**2
+MAX_HEADER_READS = 50_000
+"""Read, and inflated, at most: headers are kilobytes and a few thousand elements, but a megabyte of empty items costs
+100 MB and seconds, and a megabyte of a deflated dataset may hold a gigabyte."""
+
+BLOCK_BYTES = 32 * 1024
+PREAMBLE_BYTES = 132
+
+_UNDEFINED = 0xFFFFFFFF
+_CHARACTER_SET = 0x00080005
+_TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
+_FIRST_AFTER_META = 0x00030000
+_ITEM_DELIMITATION = 0xFFFEE00D
+_EXPLICIT = struct.Struct("<HH2sH")
+_IMPLICIT = struct.Struct("<HHL")
+_LENGTH = struct.Struct("<L")
+_LETTERS = re.compile(rb"[A-Z][A-Z]")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_VRS = {vr.encode(): str(vr) for vr in VR if len(vr) == 2}
+_LONG = frozenset(vr.encode() for vr in EXPLICIT_VR_LENGTH_32)
+
+
+def is_valid_uid(uid: str) -> bool:
+    """Tell whether `uid` can name a file and a row: digits and dots, at most 64 characters (PS3.5 9.1)."""
+    return len(uid) <= 64 and _UID.fullmatch(uid) is not None
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What is read of a dataset: the elements `tags`, up to the first at which it `stops`."""
+
+    tags: frozenset[int]
+    stops: Callable[[int], bool]
+
+    def stop_when(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        """Stop pydicom's reading."""
+        return self.stops(tag.real)  # as an int: a tag compares ten times as slowly
+
+
+_META = Extent(frozenset((_TRANSFER_SYNTAX.real,)), lambda tag: tag >= _FIRST_AFTER_META)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scanned:
+    """Elements found, and where in the block the next begins, which is not looked at if `is_complete`."""
+
+    elements: dict[BaseTag, Any]
+    at: int
+    is_complete: bool
+
+
+def read_head(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
+    """Return that extent of a file's dataset, and the Transfer Syntax UID.
+
+    Raises InvalidInstanceError for a head without measure or syntax, and what pydicom raises for one that is damaged.
+    """
+    block = file.read(BLOCK_BYTES)
+    read_preamble(BytesIO(block[:PREAMBLE_BYTES]), force=False)
+    meta = _scan(block, PREAMBLE_BYTES, False, _META)
+    if meta is None or not meta.is_complete:
+        return _read_unusual(file, extent)
+    syntax = _syntax_of(meta.elements.get(_TRANSFER_SYNTAX))
+    if syntax in DEFLATED:
+        file.seek(meta.at)
+        file, at = BytesIO(_inflate(file)), 0
+        block = file.read(BLOCK_BYTES)
+    else:
+        at = meta.at
+    scanned = None if syntax == ExplicitVRBigEndian else _scan(block, at, syntax == ImplicitVRLittleEndian, extent)
+    if scanned is None:
+        file.seek(at)
+        return _read_by_pydicom(_BudgetedReader(file), syntax, extent), syntax
+    elements = scanned.elements
+    if not scanned.is_complete:
+        file.seek(scanned.at)
+        elements |= _read_rest(_BudgetedReader(file), syntax, extent, _encodings_of(elements))
+    ds = Dataset(elements, parent_encoding=default_encoding)
+    ds.set_original_encoding(syntax == ImplicitVRLittleEndian, True, _encodings_of(elements))
+    return ds, syntax
+
+
+def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned | None:
+    """Return the elements of a block from `at` on; None where it is not in the encoding that is expected.
+
+    It ends where an element has no defined length, or does not end in the block.
+    """
+    elements: dict[BaseTag, Any] = {}
+    end, tags, stops = len(block), extent.tags, extent.stops
+    if is_implicit and _LETTERS.match(block, at + 4):
+        return None
+    while at + 12 <= end:
+        tag, vr, length, body = (_implicit if is_implicit else _explicit)(block, at)
+        if vr == "":
+            return None
+        if stops(tag) and tag != _ITEM_DELIMITATION:
+            return _Scanned(elements, at, True)
+        if length == _UNDEFINED or body + length > end or tag == _ITEM_DELIMITATION:
+            break
+        if tag in tags or tag == _CHARACTER_SET:
+            value = block[body : body + length] if length else empty_value_for_VR(vr, raw=True)
+            key = BaseTag(tag)
+            elements[key] = RawDataElement(key, vr, length, value, body, is_implicit, True)  # type: ignore[arg-type]
+        at = body + length
+    return _Scanned(elements, at, False)
+
+
+def _implicit(block: bytes, at: int) -> tuple[int, str | None, int, int]:
+    """Return tag, no VR, length and beginning of the value of the element at `at` (PS3.5 7.1.3)."""
+    group, number, length = _IMPLICIT.unpack_from(block, at)
+    return group << 16 | number, None, length, at + 8
+
+
+def _explicit(block: bytes, at: int) -> tuple[int, str | None, int, int]:
+    """Return tag, VR (empty where it is none), length and beginning of the value of the element at `at` (7.1.2)."""
+    group, number, encoded, length = _EXPLICIT.unpack_from(block, at)
+    if encoded in _LONG:
+        return group << 16 | number, _VRS[encoded], _LENGTH.unpack_from(block, at + 8)[0], at + 12
+    return group << 16 | number, _VRS.get(encoded, ""), length, at + 8
+
+
+def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict[BaseTag, Any]:
+    """Return the elements from where `reader` is, as pydicom reads them."""
+    is_implicit = syntax == ImplicitVRLittleEndian
+    rest = data_element_generator(reader, is_implicit, True, extent.stop_when, None, encodings, list(extent.tags))
+    return {element.tag: element for element in rest}
+
+
+def _read_unusual(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
+    """Return the same by pydicom alone."""
+    file.seek(0)
+    reader: Any = _BudgetedReader(file)
+    read_preamble(reader, force=False)
+    meta = read_dataset(reader, is_implicit_VR=False, is_little_endian=True, stop_when=_META.stop_when)
+    syntax = _syntax_of(meta.get_item(_TRANSFER_SYNTAX) if _TRANSFER_SYNTAX in meta else None)
+    if syntax in DEFLATED:
+        reader = _BudgetedReader(BytesIO(_inflate(file)))
+    return _read_by_pydicom(reader, syntax, extent), syntax
+
+
+def _read_by_pydicom(reader: Any, syntax: str, extent: Extent) -> Dataset:
+    return read_dataset(
+        reader,
+        is_implicit_VR=syntax == ImplicitVRLittleEndian,
+        is_little_endian=syntax != ExplicitVRBigEndian,
+        stop_when=extent.stop_when,
+        specific_tags=list(extent.tags),
+    )
+
+
+def _syntax_of(element: Any) -> str:
+    value = element.value if element is not None else b""
+    syntax = value.decode("ascii", "replace").strip(" \0") if isinstance(value, bytes) else ""
+    if not is_valid_uid(syntax):
+        raise InvalidInstanceError("its File Meta Information has no Transfer Syntax UID")
+    return syntax
+
+
+def _encodings_of(elements: dict[BaseTag, Any]) -> Any:
+    element = elements.get(BaseTag(_CHARACTER_SET))
+    return default_encoding if element is None else list(_encodings(element.VR, element.value))
+
+
+@functools.lru_cache(64)
+def _encodings(vr: str | None, value: bytes) -> tuple[str, ...]:
+    """Return the names that Python has for the character sets of a Specific Character Set (PS3.3 C.12.1.1.2)."""
+    element = RawDataElement(BaseTag(_CHARACTER_SET), vr, len(value), value, 0, vr is None, True)
+    return tuple(convert_encodings(convert_raw_data_element(element).value))
+
+
+class _BudgetedReader:
+    """A file of which only so much may be read (skipping is free); a length that is only claimed is not allocated."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left, self._reads_left = file, MAX_HEADER_BYTES, MAX_HEADER_READS
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self._left or self._reads_left == 0:
+            raise InvalidInstanceError(f"its header has, or claims to have, more than {MAX_HEADER_BYTES} bytes")
+        self._left -= size
+        self._reads_left -= 1
+        return self._file.read(size)
+
+
+def _inflate(file: BinaryIO) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(MAX_HEADER_BYTES), MAX_HEADER_BYTES)
