@@ -46,11 +46,6 @@ faults: venv peers  ## The long form of tests/faults: kills, outages, misbehavin
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(addprefix --deselect=,$(TIMED)) tests/faults --full || status=$$?; \
 	$(BIN)/python -m tests.faults.table $(ROWS) docs/faults.md; exit $$status
 
-.PHONY: rabbitmq
-rabbitmq: export KNOWMVG_TRY_RABBITMQ := 1
-rabbitmq: venv peers  ## The tests of brokers over RabbitMQ, too; `make test` leaves that one out.
-	$(BIN)/pytest tests/integration/test_broker.py tests/acceptance/test_production.py
-
 .PHONY: check
 check: venv lint  ## Format, lint, types, import contracts, fast tests.
 	$(BIN)/pytest $(FAST)

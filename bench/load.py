@@ -73,11 +73,18 @@ class Message:
 
     def send(self, connection: socket.socket, number: int, per_study: int) -> None:
         """Send it as the instance of this number."""
+        connection.sendall(self._beginning(number, per_study))
+        connection.sendall(self._rest)
+
+    def encode(self, number: int, per_study: int) -> bytes:
+        """Return it as the instance of this number."""
+        return self._beginning(number, per_study) + self._rest
+
+    def _beginning(self, number: int, per_study: int) -> bytes:
         first = self._first
         for old, new in ((STUDY, number // per_study), (SERIES, number // per_study), (INSTANCE, number)):
             first = first.replace(old.encode(), f"{old[: -len(str(new))]}{new}".encode())
-        connection.sendall(first)
-        connection.sendall(self._rest)
+        return first
 
 
 def receive(connection: socket.socket) -> int:
@@ -117,16 +124,29 @@ class Sender(threading.Thread):
         if not self._association.is_established:
             raise SystemExit("the peer takes no association")
 
-    def run(self) -> None:
-        """Send them, one after the other."""
-        association = self._association
-        association._reactor_checkpoint.clear()
-        association.dul._is_transport_event = rest
-        connection = association.dul.socket.socket
+    @property
+    def context_id(self) -> int:
+        """The presentation context that was accepted."""
+        return int(self._association.accepted_contexts[0].context_id)
+
+    @property
+    def max_pdu_bytes(self) -> int:
+        """The longest PDU that the peer takes."""
+        return int(self._association.acceptor.maximum_length)
+
+    def take_over(self) -> socket.socket:
+        """Return the connection, which pynetdicom reads no more."""
+        self._association._reactor_checkpoint.clear()
+        self._association.dul._is_transport_event = rest
+        connection: socket.socket = self._association.dul.socket.socket
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(ANSWER_S)
-        context_id = association.accepted_contexts[0].context_id
-        message = Message(context_id, self._arguments.bytes, association.acceptor.maximum_length)
+        return connection
+
+    def run(self) -> None:
+        """Send them, one after the other."""
+        connection = self.take_over()
+        message = Message(self.context_id, self._arguments.bytes, self.max_pdu_bytes)
         self._start.wait()
         for number in self._numbers:
             began = time.perf_counter()

@@ -5,9 +5,9 @@
 set -euo pipefail
 packages=(
     chromium dcmtk openssl default-jre dicom3tools dicomscope fonts-dejavu-core fonts-dejavu-extra iproute2 orthanc
-    orthanc-dicomweb pixelmed-apps postgresql prometheus redis-server xdotool xvfb
+    orthanc-dicomweb pixelmed-apps postgresql prometheus rabbitmq-server redis-server xdotool
+    xvfb
 )
-[ "${KNOWMVG_TRY_RABBITMQ:-}" != 1 ] || packages+=(rabbitmq-server)  # make rabbitmq
 services=(orthanc postgresql prometheus rabbitmq-server redis-server)
 policy=/usr/sbin/policy-rc.d
 

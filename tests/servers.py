@@ -17,7 +17,6 @@ from pathlib import Path
 
 import amqp
 import psycopg
-import pytest
 
 from tests.acceptance.peers import free_port, missing
 
@@ -211,8 +210,8 @@ class Redis:
             return False
 
 
-TRY_RABBITMQ = "KNOWMVG_TRY_RABBITMQ"
-"""Environment: 1 has the tests over RabbitMQ run, too."""
+STARTS = 3
+"""A free port may be somebody else's by the time that it is bound."""
 
 
 class RabbitMQ:
@@ -226,25 +225,32 @@ class RabbitMQ:
     QUEUES = ("gpu", "io")
 
     def __init__(self, certificate: tuple[Path, Path] | None = None) -> None:
-        if os.environ.get(TRY_RABBITMQ) != "1":
-            pytest.skip(f"RabbitMQ is tried by `make rabbitmq` ({TRY_RABBITMQ}=1)")
         if not (self.PROGRAMS / "rabbitmq-server").exists() or shutil.which("epmd") is None:
             missing("rabbitmq-server is not installed")
+        for left in reversed(range(STARTS)):
+            self._set_up(certificate)
+            try:
+                return self.start()
+            except BaseException as error:
+                self.close()
+                if not left or not isinstance(error, AssertionError):
+                    raise
+
+    def _set_up(self, certificate: tuple[Path, Path] | None) -> None:
+        """Choose ports, write what it is told, and start its port mapper."""
         self.folder = Path(tempfile.mkdtemp(prefix="knowmvg-rabbitmq-"))
         self.port, distribution, mapper = free_port(), free_port(), free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
-        if os.geteuid() == 0:
-            shutil.chown(self.folder, "rabbitmq", "rabbitmq")
         settings = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "log.console = false", "log.file.level = warning"]
         if certificate is not None:
             self.tls_url = f"amqps://guest:guest@127.0.0.1:{(port := free_port())}//"
             kept = [shutil.copy(path, self.folder) for path in certificate]
-            for path in kept if os.geteuid() == 0 else []:
-                shutil.chown(path, "rabbitmq", "rabbitmq")
             settings += [f"listeners.ssl.1 = 127.0.0.1:{port}", "ssl_options.verify = verify_none"]
             settings += [f"ssl_options.certfile = {kept[0]}", f"ssl_options.keyfile = {kept[1]}"]
         (self.folder / "rabbitmq.conf").write_text("\n".join(settings) + "\n")
         (self.folder / "enabled_plugins").write_text("[].\n")
+        for path in [self.folder, *self.folder.iterdir()] if os.geteuid() == 0 else []:
+            shutil.chown(path, "rabbitmq", "rabbitmq")
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),  # of the cookie by which `rabbitmqctl` is let in
@@ -262,12 +268,7 @@ class RabbitMQ:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
             "RABBITMQ_CTL_ERL_ARGS": "-start_epmd false",
         }
-        self._mapper = self._run("epmd")
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
+        self._process = self._mapper = self._run("epmd")
 
     def start(self) -> None:
         """Start, and wait until it lets somebody in."""
