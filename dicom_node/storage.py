@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -19,6 +20,7 @@ from typing import BinaryIO, Protocol
 
 INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
+_OF_STUDIES = re.compile("[0-9a-f]{2}")
 HEAD_BYTES = 144
 """Preamble, prefix, and the element that gives the length of the rest of the File Meta Information (PS3.10 7.1)."""
 
@@ -177,9 +179,17 @@ class FileStorage:
                 return
             missing = [folder, *folder.parents][: folder.parents.index(self.root.parent) + 1]
             for part in reversed(missing):
-                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+                made = self._siblings(part)
+                for one in made:
+                    one.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync_folder(part.parent)
-            self._folders.add(folder)
+            self._folders.update(made)
+
+    def _siblings(self, folder: Path) -> list[Path]:
+        """Return the folders that are made with `folder`: those of all studies at once, for one sync instead of 256."""
+        if folder.parent != self.root or not _OF_STUDIES.fullmatch(folder.name):
+            return [folder]
+        return [self.root / f"{number:02x}" for number in range(256)]
 
 
 def _open_private(path: str, flags: int) -> int:

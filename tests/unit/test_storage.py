@@ -71,6 +71,19 @@ def test_content_and_folders_are_synced_before_put_returns(
     assert synced[1:] == [str(root / "a/b")]
 
 
+def test_the_folders_of_all_studies_are_made_at_once(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    really = os.fsync
+    first, second = (instance_key(study, "1.2.3", "ab" * 32) for study in ("1.2.1", "1.2.2"))
+    assert first[:2] != second[:2]
+    storage.put(first, b"content")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), really(descriptor)))
+    storage.put(second, b"content")
+    assert len(synced) == 2  # the content, and the entry of the file: that of the folder was synced before
+    assert storage.exists(first)
+    assert storage.exists(second)
+
+
 def test_what_a_crash_left_is_swept(storage: FileStorage) -> None:
     with storage.receive() as left:
         left.write(b"half")
