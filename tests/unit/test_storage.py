@@ -77,7 +77,12 @@ def test_the_folders_of_all_studies_are_made_at_once(storage: FileStorage, monke
     first, second = (instance_key(study, "1.2.3", "ab" * 32) for study in ("1.2.1", "1.2.2"))
     assert first[:2] != second[:2]
     storage.put(first, b"content")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), really(descriptor)))
+
+    def note(descriptor: int) -> None:
+        synced.append(descriptor)
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
     storage.put(second, b"content")
     assert len(synced) == 2  # the content, and the entry of the file: that of the folder was synced before
     assert storage.exists(first)
