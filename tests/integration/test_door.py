@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -68,6 +68,16 @@ def audited(node: Node, kind: str) -> list[str]:
         return [entry.event.reason for entry in queries.list_audit(session, 100, kind)]
 
 
+def tell_free_bytes(monkeypatch: pytest.MonkeyPatch, told: Callable[[], int]) -> None:
+    """Have the storage tell so many bytes that are free; looking makes its folder, as always."""
+
+    def free_bytes(self: FileStorage) -> int:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return told()
+
+    monkeypatch.setattr(FileStorage, "free_bytes", free_bytes)
+
+
 # ---- for now ---------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +86,7 @@ def test_without_space_associations_are_rejected_for_now_and_the_alarm_is_raised
 ) -> None:
     caplog.set_level(logging.INFO, "dicom_node")
     space = {"free": 0}
-    monkeypatch.setattr(FileStorage, "free_bytes", lambda self: space["free"])
+    tell_free_bytes(monkeypatch, lambda: space["free"])
     wait_until(lambda: answer(node) == (TRANSIENT, CONGESTION), "the door to close", 10)
     time.sleep(2.5)
     space["free"] = 10**12
@@ -90,7 +100,7 @@ def test_without_space_what_happens_is_audited_at_once_and_a_refusal_once(
 ) -> None:
     """It may last for days; the bytes that are free change all the time."""
     free = itertools.count()
-    monkeypatch.setattr(FileStorage, "free_bytes", lambda self: -next(free))
+    tell_free_bytes(monkeypatch, lambda: -next(free))
     wait_until(lambda: answer(node) == (TRANSIENT, CONGESTION), "the door to close", 10)
     wait_until(lambda: len(audited(node, "node alert")) == 1, "the alarm to be audited", 10)
     wait_until(lambda: len(audited(node, "association refused")) == 1, "the refusal to be audited", 10)
