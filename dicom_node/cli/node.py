@@ -10,6 +10,7 @@ import typer
 
 from dicom_node.cli.options import ConfigOption, begin, open_sessions
 from dicom_node.clock import utc_now
+from dicom_node.decoders import keep_decoders_out
 from dicom_node.errors import NodeError
 
 QUEUES = ("gpu", "io")
@@ -34,6 +35,7 @@ def up(config: ConfigOption = None) -> None:
 
 def receiver(config: ConfigOption = None) -> None:
     """Run the receiver: Storage SCP and C-ECHO."""
+    keep_decoders_out()
     settings = begin("receiver", config)
     from dicom_node.objects import open_storage
     from dicom_node.queries import note_process

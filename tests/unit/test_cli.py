@@ -193,3 +193,17 @@ def test_short_commands_load_neither_torch_nor_the_queue(tmp_path: Path, argumen
 def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
     done = run_python(tmp_path, "-m", "dicom_node.cli", "config")
     assert yaml.safe_load(done.stdout)["receiver"]["ae_title"] == "KNOWMVG"
+
+
+def test_the_receiver_loads_no_decoder() -> None:
+    script = (
+        "import sys\n"
+        "from dicom_node.cli import node\n"
+        "node.keep_decoders_out()\n"
+        "import dicom_node.scp\n"
+        "from dicom_node.decoders import DECODERS\n"
+        "loaded = {name.split('.')[0] for name, one in sys.modules.items() if one is not None}\n"
+        "sys.exit(f'{loaded & set(DECODERS)}' if loaded & set(DECODERS) or 'pydicom' not in loaded else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
