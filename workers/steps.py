@@ -29,14 +29,13 @@ from dicom_node.orientation import Orientation, as_stored, read_orientation, tel
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_report
 from dicom_node.results.gsps import build_gsps
-from dicom_node.results.sr import build_sr
+from dicom_node.results.sr import build_sr, recast_sr
 from dicom_node.results.values import (
     SR_SOP_CLASSES,
     Equipment,
     Reference,
     ResultInput,
     ResultOptions,
-    SrClass,
     select_marks,
 )
 from dicom_node.selection import Selection, select
@@ -337,10 +336,11 @@ def write_results(job: JobFacts, resources: Resources) -> Done:
 
 def build_results(result: ResultInput, settings: Settings) -> Iterable[tuple[str, Dataset]]:
     """Yield each result with the name of its part; the SR in every class that an archive may want."""
-    sr_classes: tuple[SrClass, ...] = tuple(SR_SOP_CLASSES) if settings.results.sr else ()
-    for sr_class in sr_classes:
-        if (sr := build_sr(replace(result, sr_class=sr_class))) is not None:
-            yield "sr", sr
+    sr = build_sr(result) if settings.results.sr else None
+    if sr is not None:
+        yield "sr", sr
+        for other in SR_SOP_CLASSES.keys() - {result.sr_class}:
+            yield "sr", recast_sr(sr, replace(result, sr_class=other))
     for index, image in enumerate(result.images if settings.results.gsps else ()):
         if (gsps := build_gsps(result, index)) is not None:
             yield f"gsps:{image.SOPInstanceUID}", gsps

@@ -5,12 +5,14 @@ highdicom builds the modules; what it gets wrong or leaves out is put right here
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import highdicom as hd
 from highdicom.sr import CodedConcept, ContentSequence
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from dicom_node.errors import PermanentError
 from dicom_node.header import DECODE_ERRORS, MANUFACTURER, MODEL_NAME, PRIVATE_SCHEME, copy_identity, read_text
@@ -52,6 +54,26 @@ def build_sr(result: ResultInput) -> Dataset | None:
             f"no SR can be written for image {read_text(image, 'SOPInstanceUID')} of SOP class "
             f"{read_text(image, 'SOPClassUID')}: its header cannot be referred to ({type(error).__name__})"
         ) from error
+
+
+def recast_sr(sr: Dataset, result: ResultInput) -> Dataset:
+    """Return what `build_sr` makes of `result`, from the SR that it made of the same in another class.
+
+    Only the identity differs, and which SR of an earlier revision it replaces; the content is shared.
+    """
+    uids, recast = result_uids(result), Dataset()
+    for element in sr:
+        recast[element.tag] = element
+    recast.file_meta = copy.copy(sr.file_meta)
+    sop_class_uid = SR_SOP_CLASSES[result.sr_class]
+    recast.file_meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    recast.file_meta.MediaStorageSOPInstanceUID = UID(uids.sr_instance)
+    recast.add_new("SOPClassUID", "UI", sop_class_uid)
+    recast.add_new("SOPInstanceUID", "UI", uids.sr_instance)
+    recast.add_new("SeriesInstanceUID", "UI", uids.sr_series)
+    if result.predecessors:
+        recast.add_new("PredecessorDocumentsSequence", "SQ", [_make_predecessor(_choose_predecessor(result))])
+    return recast
 
 
 def _build(result: ResultInput, marks: Sequence[Mark], remarks: Sequence[Remark]) -> Dataset:

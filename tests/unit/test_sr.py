@@ -20,7 +20,7 @@ from dicom_node.header import PRIVATE_SCHEME
 from dicom_node.report import read_plain_report
 from dicom_node.results.identity import result_uids
 from dicom_node.results.reading import read_boxes, read_remarks
-from dicom_node.results.sr import build_sr
+from dicom_node.results.sr import build_sr, recast_sr
 from dicom_node.results.sr_tree import walk_tree
 from dicom_node.results.values import Equipment, Reference, ResultInput, ResultOptions, clip_box, select_marks
 from grounding.types import Box, Concept
@@ -48,6 +48,23 @@ def build(*images: Dataset, **values: Any) -> Dataset:
     ds = build_sr(make_result_input(*images, **values))
     assert ds is not None
     return decode(encode(ds))
+
+
+@pytest.mark.parametrize("taken", [(), (COMPREHENSIVE_3D_SR, COMPREHENSIVE_SR), (COMPREHENSIVE_SR,)])
+@pytest.mark.parametrize("findings", [None, []])
+def test_the_sr_of_another_class_is_that_which_would_be_built(taken: tuple[str, ...], findings: Any) -> None:
+    study = make_cxr_dataset().StudyInstanceUID
+    result = make_result_input(
+        findings=make_findings() if findings is None else findings, revision=2,
+        predecessors=tuple(Reference(uid, f"2.25.{n}", "2.25.8", study) for n, uid in enumerate(taken)),
+    )  # fmt: skip
+    other = replace(result, sr_class="comprehensive")
+    first, built = build_sr(result), build_sr(other)
+    assert first is not None
+    assert built is not None
+    before = encode(first)
+    assert encode(recast_sr(first, other)) == encode(built)
+    assert encode(first) == before != encode(built)
 
 
 def find_items(ds: Dataset, name: str) -> list[Dataset]:
