@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo-out
 UV     ?= uv
+PAGE   ?= bench.md
 JOBS   ?= 2
 TORCH  := torch==2.13.0
 BIN    := $(VENV)/bin
@@ -63,8 +64,8 @@ format: venv  ## Format the code, and repair what lint can repair.
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: venv  ## Every benchmark, small sizes.
-	$(BIN)/python -m bench
+bench: venv peers  ## Every benchmark, small sizes, as one Markdown page (PAGE=bench.md).
+	$(BIN)/python -m bench --page $(PAGE)
 
 .PHONY: peers
 peers:  ## Install the foreign peers of the tests (DCMTK, Orthanc, Redis, …) when this user may.

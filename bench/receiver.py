@@ -1,18 +1,16 @@
 """How fast the receiver takes instances in, beside other makers' receivers on the same machine, in the same run.
 
-    python -m bench.receiver [--rounds 5] [--sizes "100 KB" "0.5 MB" "8 MB"] [--curve 1 2 4 8 16 32] [--page FILE]
+    python -m bench.receiver [--rounds 5] [--sizes "100 KB" "0.5 MB" "8 MB"] [--curve 1 2 4 8 16 32]
 
 All run in a network namespace that has nothing but loopback, one after the other, and `bench.load` sends to each. The
 node syncs every instance and its folder, and commits its row, before it answers; Orthanc syncs its file; storescp and
-plain pynetdicom sync nothing. `--page` writes the same as Markdown.
+plain pynetdicom sync nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -66,9 +64,10 @@ def run(command: Sequence[str]) -> str:
     return subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True, timeout=600).stdout
 
 
-def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Network, share: float) -> list[str]:
-    """Return a table: medians over rounds in which each receiver had its turn, and ratios to each peer's."""
-    lines = [row("4 associations", *names), row("---", *["---"] * len(names))]
+def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Network, share: float) -> None:
+    """Print a table: medians over rounds in which each receiver had its turn, and ratios to each peer's."""
+    tell("4 associations", *names)
+    tell("---", *["---"] * len(names))
     for size in sizes:
         count = max(8, int(SIZES[size][1] * share))
         rates: dict[str, list[float]] = {name: [] for name in names}
@@ -77,66 +76,49 @@ def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Ne
                 rates[name].append(measure(name, size, 4, count, network).per_second)
         medians = {name: statistics.median(values) for name, values in rates.items()}
         spreads = [f"{medians[name]:.0f} ({min(rates[name]):.0f}–{max(rates[name]):.0f})" for name in names]
-        lines.append(row(f"{size}, instances/s: median (least–most)", *spreads))
+        tell(f"{size}, instances/s: median (least–most)", *spreads)
         ratios = [
             statistics.median(own / other for own, other in zip(rates[names[0]], rates[name], strict=True))
             for name in names
         ]
-        lines.append(row(f"{size}, {names[0]} is … times as fast", *[f"{ratio:.2f}" for ratio in ratios]))
-        print("\n".join(lines[-2:]), flush=True)
-    return lines
+        tell(f"{size}, {names[0]} is … times as fast", *[f"{ratio:.2f}" for ratio in ratios])
 
 
-def draw_curve(
-    size: str, names: Sequence[str], concurrency: Sequence[int], network: Network, share: float
-) -> list[str]:
-    """Return a table: what each receiver does with so many associations at once."""
-    lines = [
-        row(f"{size}, associations", "receiver", "instances/s", "p50 ms", "p95 ms", "max ms"), row(*["---"] * 6)
-    ]  # fmt: skip
+def draw_curve(size: str, names: Sequence[str], concurrency: Sequence[int], network: Network, share: float) -> None:
+    """Print a table: what each receiver does with so many associations at once."""
+    print(flush=True)
+    tell(f"{size}, associations", "receiver", "instances/s", "p50 ms", "p95 ms", "max ms")
+    tell(*["---"] * 6)
     for associations in concurrency:
         for name in names:
             count = max(associations, int(SIZES[size][1] * share))
             one = measure(name, size, associations, count, network)
             quantiles = [f"{one.quantile(part):.1f}" for part in (0.5, 0.95, 1.0)]
-            lines.append(row(str(associations), name, f"{one.per_second:.0f}", *quantiles))
-            print(lines[-1], flush=True)
-    return lines
+            tell(str(associations), name, f"{one.per_second:.0f}", *quantiles)
 
 
-def row(*cells: str) -> str:
-    """Return a line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
-
-
-def describe_machine() -> str:
-    """Return what it ran on, in a line."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, senders on the same cores."
+def tell(*cells: str) -> None:
+    """Print a line of a Markdown table."""
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
-    """Measure, print, and write the page."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", choices=SIZES, default=list(SIZES))
     parser.add_argument("--receivers", nargs="*", choices=RECEIVERS, default=list(RECEIVERS))
     parser.add_argument("--curve", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--share", type=float, default=1.0, help="of the instances that a full round sends")
-    parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
     network = Network()
     try:
-        parts = [compare(arguments.sizes, arguments.receivers, arguments.rounds, network, arguments.share)]
+        compare(arguments.sizes, arguments.receivers, arguments.rounds, network, arguments.share)
         if arguments.curve:
             names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp --fork")]
-            parts.append(draw_curve("100 KB", names, arguments.curve, network, arguments.share))
+            draw_curve("100 KB", names, arguments.curve, network, arguments.share)
     finally:
         network.close()
-    if arguments.page:
-        text = "\n\n".join(["\n".join(part) for part in parts])
-        arguments.page.write_text(f"# Receiving\n\n{describe_machine()}\n\n{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
