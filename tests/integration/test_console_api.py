@@ -170,6 +170,7 @@ def test_a_study_is_grounded_anew_and_replaces_its_results(node: Node, archives:
     sent = [archives[0].datasets.get(uid) for uid in _uids([one for one in new["results"] if one["part"] == "sr"])]
     srs = _uids([one for one in old["results"] if one["part"] == "sr"])
     sent = [ds for ds in sent if ds is not None]
+    assert sent[0]
     (replaced,) = sent[0].PredecessorDocumentsSequence
     named = replaced.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
     assert named in srs
@@ -236,7 +237,7 @@ def test_dead_letters_are_replayed(node: Node, archives: list[FakePacs]) -> None
 
 def test_archives_and_senders_are_listed_and_asked(node: Node, archives: list[FakePacs]) -> None:
     node.deliver_study()
-    one, two = node.get("destinations")
+    one, _ = node.get("destinations")
     assert (one["name"], one["ae_title"], one["failures"], one["dead"]) == ("archive0", "ONE", 0, 0)
     assert one["last_contact_at"]
     assert node.post("destinations/archive0/echo") == (
