@@ -131,6 +131,21 @@ def test_who_connects_and_does_not_ask_is_hung_up_on(
     console.close()
 
 
+@pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nhello!!\r\n", b"0\r\n\r\nGARBAGE\r\n\r\n"])
+def test_a_body_that_is_none_is_refused_without_a_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: bytes
+) -> None:
+    console = Console(tmp_path)
+    with serving(console) as server, socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        kind = "Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked"
+        connection.sendall(f"POST /sign-in HTTP/1.1\r\nHost: localhost\r\n{kind}\r\n\r\n".encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert not answer or re.match(rb"HTTP/1.1 4\d\d ", answer)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+    console.close()
+
+
 @pytest.mark.parametrize("head", ["Content-Length: 300000", "Transfer-Encoding: chunked"])
 def test_a_body_that_is_too_large_is_not_read(tmp_path: Path, head: str) -> None:
     console = Console(tmp_path)
