@@ -22,7 +22,6 @@ from dicom_node.queries import (
     find_sign_in,
     find_token,
     find_user,
-    forget_failures,
     has_users,
     list_tokens,
     list_users,
@@ -32,6 +31,7 @@ from dicom_node.queries import (
     remove_user,
     resend_job,
     revoke_token,
+    succeed_try,
 )
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakePacs, FrozenClock
@@ -103,18 +103,31 @@ def test_of_many_tries_at_once_each_is_counted(sessions: sessionmaker[Session]) 
     assert (len(let_in), let_in.count(True)) == (16, 5)
 
 
-def test_failures_are_forgotten_when_somebody_is_let_in_and_after_a_day(sessions: sessionmaker[Session]) -> None:
+def test_who_is_let_in_is_no_failure_of_the_address(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        for number in range(20):
+            assert not begin_try(session, {f"name{number}": 5, "address": 3}, NOW)
+            succeed_try(session, f"name{number}", "address")
+        for number in range(3):
+            assert not begin_try(session, {f"other{number}": 5, "address": 3}, NOW)
+        for number in range(5):
+            assert begin_try(session, {f"more{number}": 5, "address": 3}, NOW)
+        kept = session.connection().exec_driver_sql("SELECT subject FROM sign_in_failures").scalars()
+        assert sorted(kept) == ["address", "other0", "other1", "other2"]
+
+
+def test_failures_are_forgotten_when_somebody_is_let_in_and_after_an_hour(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         for _ in range(5):
             assert not begin_try(session, {"anna": 5}, NOW)
         assert begin_try(session, {"anna": 5}, NOW) == timedelta(seconds=2)
-        forget_failures(session, "anna")
+        succeed_try(session, "anna")
         assert not begin_try(session, {"anna": 5}, NOW)
         for _ in range(5):
             begin_try(session, {"anna": 5}, NOW)
         assert begin_try(session, {"anna": 5}, NOW)
-        assert not begin_try(session, {"carl": 5}, NOW + timedelta(days=2))
-        assert not begin_try(session, {"anna": 1}, NOW + timedelta(days=2))
+        assert not begin_try(session, {"carl": 5}, NOW + timedelta(hours=2))
+        assert not begin_try(session, {"anna": 1}, NOW + timedelta(hours=2))
 
 
 @pytest.mark.parametrize(("failures", "seconds"), [(0, 0), (4, 0), (5, 2), (6, 4), (13, 512), (14, 900), (10_000, 900)])
