@@ -19,6 +19,7 @@ import pytest
 from dicom_node.config import Settings
 from dicom_node.console import guard
 from dicom_node.console import server as console_server
+from dicom_node.console.health import certificates
 from dicom_node.console.server import ConsoleServer, make_server
 from dicom_node.errors import SettingsError
 from tests.certificates import Authority
@@ -72,6 +73,7 @@ def test_over_tls_its_cookies_are_for_tls_alone(tmp_path: Path) -> None:
     certificate, key = authority.issue("console")
     console = Console(tmp_path, {"console": {"tls": {"certificate": str(certificate), "key": str(key)}}})
     console.add_user("anna", "viewer")
+    assert [use for use, _ in certificates(console.settings)] == ["console"]
     context = ssl.create_default_context(cafile=str(authority.ca))
     with serving(console) as server:
         cookies = sign_in(server, context, Origin=f"https://127.0.0.1:{server.port}")
