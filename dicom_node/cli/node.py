@@ -91,7 +91,7 @@ def console(config: ConfigOption = None) -> None:
     It shows jobs as pages and as JSON, health and metrics.
     """
     settings = begin("console", config)
-    from dicom_node.console.server import make_server
+    from dicom_node.console.server import STOP_S, make_server
     from dicom_node.queries import note_process
     from dicom_node.recorder import Recorder
     from dicom_node.reporting import Reporter, reporting
@@ -103,13 +103,15 @@ def console(config: ConfigOption = None) -> None:
         server = make_server(settings, sessions, utc_now)
     except OSError as error:
         raise NodeError(_cannot_listen("console", settings.console.host, settings.console.port, error)) from error
-    threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+    serving = threading.Thread(target=server.serve, name="http", daemon=True)
+    serving.start()
     mark_ready(settings)
     note_process(sessions, utc_now, "console", "application start")
     with reporting(Reporter(Recorder(), sessions, utc_now, "console")):
         stop.wait()
-    server.shutdown()
-    server.server_close()
+    server.stop()
+    serving.join(STOP_S + 1)
+    server.close()
     note_process(sessions, utc_now, "console", "application stop")
 
 

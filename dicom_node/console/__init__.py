@@ -1,1 +1,1 @@
-"""The console process: health, metrics and the job database over HTTP, to read only and on this host only."""
+"""The console process: pages and JSON of the job database, health and metrics over HTTP."""

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node.config import Settings
 from dicom_node.console.health import certificates, check_folder, disk_limit, living, read_disk
-from dicom_node.console.pages import STATES
+from dicom_node.console.web import STATES
 from dicom_node.logs import log_event
 from dicom_node.objects import spool_of
 from dicom_node.queries import (

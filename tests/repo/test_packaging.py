@@ -21,6 +21,8 @@ READ_BY_THE_CODE = (
     "grounding/knowledge/*",
     "grounding/checkpoints/default/*",
     "grounding/configs/*",
+    "dicom_node/console/templates/*",
+    "dicom_node/console/static/*",
 )
 REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 
@@ -59,12 +61,7 @@ def test_a_wheel_holds_migrations_knowledge_and_the_model(tmp_path: Path) -> Non
     held = set(zipfile.ZipFile(wheel).namelist())
     wanted = [
         path.relative_to(ROOT).as_posix()
-        for pattern in (
-            "migrations/**/*.py",
-            "grounding/knowledge/*",
-            "grounding/checkpoints/default/*",
-            "grounding/configs/*",
-        )
+        for pattern in READ_BY_THE_CODE
         for path in ROOT.glob(pattern)
         if "__pycache__" not in path.parts
     ]

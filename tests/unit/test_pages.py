@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dicom_node.console.pages import STATES, render_error, render_job, render_jobs
+from dicom_node.console.web import STATES, render_page
 
 HOSTILE = "<script>alert('x')</script>&\""
 
@@ -45,6 +45,16 @@ DETAIL: dict[str, Any] = SUMMARY | {
 }
 
 
+def render_jobs(jobs: list[dict[str, Any]], counts: dict[str, int], state: str | None) -> str:
+    """Return the page that lists jobs."""
+    return render_page("jobs.html", jobs=jobs, counts=counts, state=state)
+
+
+def render_job(job: dict[str, Any]) -> str:
+    """Return the page of a job."""
+    return render_page("job.html", job=job)
+
+
 class Reader(HTMLParser):
     """Collects the text, the tags and the links of a page, and checks that its tags are closed in order."""
 
@@ -61,7 +71,7 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name == "href"]
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "link", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -135,4 +145,4 @@ def test_no_value_in_the_details_becomes_markup() -> None:
     page = render_job(hostile)
     assert "<script" not in page
     assert Reader(page).text.count("<script>") == 12
-    assert "<script" not in render_error(404, HOSTILE)
+    assert "<script" not in render_page("error.html", status=404, reason=HOSTILE)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from dicom_node.config import Settings
 from dicom_node.console.server import ConsoleServer, make_server
@@ -26,6 +25,7 @@ from tests.faults.fuzz.http_mutations import make_request
 from tests.faults.fuzz.isolation import ENOUGH, Figures
 
 ANSWER_S = 20
+SERVER_LOG = logging.getLogger("uvicorn.error")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [^\r\n]*\r\n")
 
 
@@ -41,7 +41,7 @@ class Target:
         sessions = make_sessions(self.engine)
         settings = Settings.model_validate(
             {"node": {"data_dir": data}, "database": {"url": url}, "storage": {"url": f"file://{data}/dicom"},
-             "receiver": {"min_free_bytes": 1}}
+             "receiver": {"min_free_bytes": 1}, "console": {"local_role": "admin"}}
         )  # fmt: skip
         image = make_cxr_dataset(study="whole")
         for ds in (image, make_report_dataset(study="whole", image=image), make_cxr_dataset(study="half")):
@@ -52,22 +52,31 @@ class Target:
                 )
         self.raised: list[str] = []
         self.server: ConsoleServer = make_server(settings, sessions, FrozenClock(), port=0)
-        self.server.handle_error = self._note  # type: ignore[method-assign]
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        self._handler = Raised(self.raised)
+        SERVER_LOG.addHandler(self._handler)
+        self._thread = threading.Thread(target=self.server.serve, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop the console."""
-        self.server.shutdown()
-        self.server.server_close()
+        self.server.stop()
         self._thread.join()
+        self.server.close()
+        SERVER_LOG.removeHandler(self._handler)
         self.engine.dispose()
 
-    def _note(self, request: Any, client_address: Any) -> None:
-        """Take note of what a handler raised, in place of printing it; a sender that is gone is no error."""
-        error = sys.exception()
-        if not isinstance(error, ConnectionError | TimeoutError):
-            self.raised.append(f"{type(error).__name__}: {error}")
+
+class Raised(logging.Handler):
+    """Takes note of what the application, or the server under it, raised."""
+
+    def __init__(self, raised: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._raised = raised
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the exception."""
+        error = record.exc_info[1] if record.exc_info else None
+        self._raised.append(f"{type(error).__name__}: {error}" if error else record.getMessage())
 
 
 def run_cases(folder: Path, cases: int, first: int = 0) -> Figures:
@@ -99,7 +108,7 @@ def run_case(seed: int, folder: Path) -> None:
 
 def check(target: Target, request: bytes) -> None:
     """Raise Violation unless `request` is answered well or the connection is closed."""
-    answer = exchange(target.server.server_port, request)
+    answer = exchange(target.server.port, request)
     if target.raised:
         raise Violation(f"the handler raised {target.raised[0]}")
     if not answer:
@@ -108,7 +117,7 @@ def check(target: Target, request: bytes) -> None:
     if status is None or int(status[1]) == 500 or b"\r\n\r\n" not in answer:
         raise Violation(f"the answer is {answer[:80]!r}")
     _, _, body = answer.partition(b"\r\n\r\n")
-    is_page = b"Content-Type: text/html" in answer
+    is_page = b"content-type: text/html" in answer.lower()
     if b"Traceback" in body or (is_page and (b"<script>alert" in body or b"<img" in body)):
         raise Violation("the answer says what it should not")
 
@@ -130,7 +139,7 @@ def exchange(port: int, request: bytes) -> bytes:
 
 
 def _check_alive(target: Target, figures: Figures) -> None:
-    answer = exchange(target.server.server_port, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+    answer = exchange(target.server.port, b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
     if not answer.endswith(b"ok\n"):
         figures.note("afterwards", "hang: the console does not answer any more")
 
