@@ -5,8 +5,8 @@ inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps
 results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
 says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
 people, `counts` says how much there is, `processes` what lives and has counted, `notifications` what administrators are
-told, `changes` is what administrators do, `snapshot` takes all of it along, `hints` tells engines what they do not
-know.
+told, `search` and `overview` answer the console, `changes` is what administrators do, `snapshot` takes all of it
+along, `hints` tells engines what they do not know.
 """
 
 from dicom_node.queries.audit import (
@@ -128,6 +128,15 @@ from dicom_node.queries.outcomes import (
     save_grounding,
     save_results,
 )
+from dicom_node.queries.overview import (
+    DestinationContact,
+    Hour,
+    PeerContact,
+    count_by_hour,
+    destination_contacts,
+    longest_waiting,
+    peer_contacts,
+)
 from dicom_node.queries.processes import (
     ProcessFacts,
     ProcessState,
@@ -154,6 +163,12 @@ from dicom_node.queries.schema import (
     current_revision,
     upgrade_schema,
 )
+from dicom_node.queries.search import (
+    FoundJob,
+    FoundPage,
+    JobSearch,
+    search_jobs,
+)
 from dicom_node.queries.snapshot import (
     Referenced,
     count_rows,
@@ -172,9 +187,12 @@ from dicom_node.queries.views import (
     JobDetail,
     JobFilter,
     JobSummary,
+    StudyFacts,
     list_dispatches,
     list_jobs,
     show_job,
+    show_study,
+    study_of,
 )
 
 __all__ = [
@@ -186,17 +204,23 @@ __all__ = [
     "AuditEntry",
     "CommitmentRequest",
     "Delivery",
+    "DestinationContact",
     "DestinationCounts",
     "DispatchFacts",
     "DispatchFilter",
     "DispatchSummary",
     "Ending",
+    "FoundJob",
+    "FoundPage",
     "HeldInstance",
+    "Hour",
     "JobDetail",
     "JobFilter",
+    "JobSearch",
     "JobSummary",
     "Kept",
     "Message",
+    "PeerContact",
     "PreviousResult",
     "ProcessFacts",
     "ProcessState",
@@ -206,6 +230,7 @@ __all__ = [
     "RequestEnd",
     "StoredInstance",
     "StoredResult",
+    "StudyFacts",
     "about_study",
     "accepted_sr_class",
     "advance",
@@ -220,6 +245,7 @@ __all__ = [
     "claim_waiting",
     "close_job",
     "copy_log",
+    "count_by_hour",
     "count_instances",
     "count_jobs",
     "count_quarantined",
@@ -227,6 +253,7 @@ __all__ = [
     "count_unsent_audit",
     "current_revision",
     "destination_asked",
+    "destination_contacts",
     "destination_counts",
     "destination_of",
     "dispatches_rung",
@@ -262,6 +289,7 @@ __all__ = [
     "load_results",
     "load_snapshot",
     "lock_job",
+    "longest_waiting",
     "make_engine",
     "make_sessions",
     "mark_audit",
@@ -282,6 +310,7 @@ __all__ = [
     "oldest_due",
     "oldest_message",
     "open_dispatches",
+    "peer_contacts",
     "plan_messages",
     "prepare_snapshot",
     "previous_results",
@@ -300,9 +329,12 @@ __all__ = [
     "rung",
     "save_grounding",
     "save_results",
+    "search_jobs",
     "sender_of",
     "show_job",
+    "show_study",
     "snapshot_revision",
+    "study_of",
     "take_snapshot",
     "undispatched_jobs",
     "unsent_audit",

@@ -146,6 +146,26 @@ def _changed(wanted: JobFilter, since: datetime) -> Select[Any]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """Whose study it is, and which of its revisions is the current one."""
+
+    patient_id: str
+    accession_number: str
+    revision: int
+
+
+def show_study(session: Session, study_instance_uid: str) -> StudyFacts | None:
+    """Return what is known of a study, or None if there is none."""
+    row = session.get(StudyRow, study_instance_uid)
+    return StudyFacts(row.patient_id, row.accession_number, row.revision) if row else None
+
+
+def study_of(session: Session, job_id: int) -> str | None:
+    """Return the Study Instance UID of a job, or None if there is none of this number."""
+    return session.scalar(select(JobRow.study_instance_uid).where(JobRow.job_id == job_id))
+
+
 def show_job(session: Session, job_id: int) -> JobDetail | None:
     """Return a job in full, or None if there is none of this number."""
     job = session.get(JobRow, job_id)
