@@ -11,6 +11,8 @@ along, `hints` tells engines what they do not know.
 
 from dicom_node.queries.audit import (
     AuditEntry,
+    AuditPage,
+    AuditSearch,
     about_study,
     claim_audit,
     count_unsent_audit,
@@ -20,6 +22,7 @@ from dicom_node.queries.audit import (
     note_process,
     note_received,
     release_audit,
+    search_audit,
     unsent_audit,
 )
 from dicom_node.queries.changes import (
@@ -164,9 +167,11 @@ from dicom_node.queries.schema import (
     upgrade_schema,
 )
 from dicom_node.queries.search import (
+    FoundDispatch,
     FoundJob,
     FoundPage,
     JobSearch,
+    search_dispatches,
     search_jobs,
 )
 from dicom_node.queries.snapshot import (
@@ -202,6 +207,8 @@ __all__ = [
     "SCHEMA_REVISION",
     "Arrival",
     "AuditEntry",
+    "AuditPage",
+    "AuditSearch",
     "CommitmentRequest",
     "Delivery",
     "DestinationContact",
@@ -210,6 +217,7 @@ __all__ = [
     "DispatchFilter",
     "DispatchSummary",
     "Ending",
+    "FoundDispatch",
     "FoundJob",
     "FoundPage",
     "HeldInstance",
@@ -329,6 +337,8 @@ __all__ = [
     "rung",
     "save_grounding",
     "save_results",
+    "search_audit",
+    "search_dispatches",
     "search_jobs",
     "sender_of",
     "show_job",

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, select, union
 from sqlalchemy.orm import Session
 
 from dicom_node.queries.hints import unindexed
-from dicom_node.tables import InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
+from dicom_node.tables import DispatchRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
 
 LOOKED_AT = 5000
 """Jobs that are looked at for one page where no index leads to those that fit."""
@@ -80,7 +80,8 @@ class FoundPage:
 def search_jobs(session: Session, wanted: JobSearch) -> FoundPage:
     """Return the page of jobs that fit."""
     low, high = _bounds(session, wanted)
-    conditions = [condition for edge, condition in ((low, JobRow.job_id >= low), (high, JobRow.job_id < high)) if edge]
+    conditions = [JobRow.job_id >= low] if low is not None else []
+    conditions += [JobRow.job_id < high] if high is not None else []
     if wanted.who:
         conditions += [_names(session, wanted.who), *_states(unindexed(JobRow.state), wanted)]
         return _page(session, wanted, [*conditions, *_rest(wanted)], None)
@@ -183,6 +184,51 @@ def _names(session: Session, who: str) -> ColumnElement[bool]:
 def _jobs_of(condition: ColumnElement[bool]) -> Select[Any]:
     studies = select(StudyRow.study_instance_uid).where(condition)
     return select(JobRow.job_id).where(JobRow.study_instance_uid.in_(studies))
+
+
+# ---- deliveries ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDispatch:
+    """A delivery in the console's lists, with whose study it is of."""
+
+    dispatch_id: int
+    job_id: int
+    destination: str
+    state: str
+    attempts: int
+    failure: str | None
+    due_at: datetime
+    since: datetime
+    updated_at: datetime
+    patient_id: str
+    accession_number: str
+
+
+def search_dispatches(
+    session: Session, state: str, destination: str = "", before: int | None = None, limit: int = 50
+) -> tuple[FoundDispatch, ...]:
+    """Return deliveries in a state, to one destination or any, of lower numbers than `before`, the latest first."""
+    statement = (
+        select(DispatchRow, StudyRow.patient_id, StudyRow.accession_number)
+        .join(JobRow, JobRow.job_id == DispatchRow.job_id)
+        .join(StudyRow, StudyRow.study_instance_uid == JobRow.study_instance_uid)
+        .where(DispatchRow.state == state)
+        .order_by(DispatchRow.dispatch_id.desc())
+        .limit(limit)
+    )
+    if destination:
+        statement = statement.where(DispatchRow.destination == destination)
+    if before is not None:
+        statement = statement.where(DispatchRow.dispatch_id < before)
+    return tuple(
+        FoundDispatch(
+            row.dispatch_id, row.job_id, row.destination, row.state, row.attempts, row.failure, row.due_at, row.since,
+            row.updated_at, patient_id, accession_number,
+        )
+        for row, patient_id, accession_number in session.execute(statement)
+    )  # fmt: skip
 
 
 # ---- from times to numbers -------------------------------------------------------------------------------------------

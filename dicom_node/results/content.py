@@ -34,6 +34,12 @@ class ContentItem:
     children: tuple[ContentItem, ...]
 
     @property
+    def gist(self) -> str:
+        """What a container is about: the comment in it, else the finding that it names."""
+        said = {child.name: child.value for child in self.children if child.value_type in ("TEXT", "CODE")}
+        return said.get("Comment") or said.get("Finding") or ""
+
+    @property
     def count(self) -> int:
         """How many items there are below."""
         return len(self.children) + sum(child.count for child in self.children)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dicom_node.console.pages import job, pictures
+from dicom_node.console.pages import configuration, destinations, job, jobs, overview, pictures, trail
 
 router = APIRouter(include_in_schema=False)
-for module in (job, pictures):
+for module in (overview, jobs, job, pictures, destinations, trail, configuration):
     router.include_router(module.router)

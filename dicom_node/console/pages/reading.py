@@ -6,7 +6,7 @@ What cannot be read is said in its place; the rest of the page is there all the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from pydicom.uid import UID
@@ -30,6 +30,7 @@ from dicom_node.queries import (
 from dicom_node.report import read_report
 from dicom_node.results.content import ContentItem
 from dicom_node.results.film import Window, factors
+from dicom_node.results.labels import Rect, place_labels
 from dicom_node.results.reading import read_boxes
 from dicom_node.results.values import GSPS_SOP_CLASS, SR_SOP_CLASSES
 from dicom_node.storage import Storage
@@ -184,18 +185,23 @@ def _show_film(
 
 
 def lay_out(uid: str, path: str, facts: FilmFacts, boxes: Sequence[tuple[int, ShownBox]]) -> ShownFilm:
-    """Return a film with its boxes, each with its number above its upper left corner, inside the film."""
+    """Return a film with its boxes, each with its number beside it, inside the film, and not over another number."""
     bare = ShownFilm(
         uid, path, "", facts.rows, facts.columns, facts.aspect, factors(facts.rows, facts.columns)[1], facts.window
     )
-    tagged = []
-    for finding, box in boxes:
-        tag = f"{box.number} check side" if box.on_other_side else f"{box.number}"
-        width = bare.tag_size * (0.7 + 0.5 * len(tag))
-        left = min(max(box.left, 0.0), max(bare.columns - width, 0.0))
-        top = min(max(box.top * bare.aspect - bare.tag_size, 0.0), max(bare.height - bare.tag_size, 0.0))
-        tagged.append(TaggedBox(finding, box, tag, round(left, 2), round(top, 2), round(width, 2)))
-    return ShownFilm(uid, path, "", bare.rows, bare.columns, bare.aspect, bare.factor, bare.window, tuple(tagged))
+    tags = [f"{box.number} check side" if box.on_other_side else f"{box.number}" for _, box in boxes]
+    sizes = [(bare.tag_size * (0.7 + 0.5 * len(tag)), bare.tag_size) for tag in tags]
+    extents = [_extent(box, facts.aspect) for _, box in boxes]
+    places = place_labels(extents, sizes, bare.columns, bare.height)
+    tagged = [
+        TaggedBox(finding, box, tag, round(place[0], 2), round(place[1], 2), round(place[2] - place[0], 2))
+        for (finding, box), tag, place in zip(boxes, tags, places, strict=True)
+    ]
+    return replace(bare, boxes=tuple(tagged))
+
+
+def _extent(box: ShownBox, aspect: float) -> Rect:
+    return box.left, box.top * aspect, box.left + box.width, (box.top + box.height) * aspect
 
 
 def _show_objects(

@@ -195,7 +195,7 @@ class Live {
     if (!this.isOn || document.hidden || this.isAsking || chosen || isReading) return;
     this.isAsking = true;
     try {
-      const answer = await fetch(this.part.dataset.live, { headers: { "X-Part": "rows" } });
+      const answer = await fetch(this.part.dataset.live);
       if (answer.redirected || !answer.ok) throw new Error(String(answer.status));
       this.replace(await answer.text());
       this.say();
