@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, select, union
+from sqlalchemy import ColumnElement, Select, func, select, union
 from sqlalchemy.orm import Session
 
 from dicom_node.queries.hints import unindexed
@@ -107,11 +107,12 @@ def _rest(wanted: JobSearch) -> list[ColumnElement[bool]]:
     if wanted.text:
         found.append(func.lower(JobRow.failure).contains(wanted.text.lower(), autoescape=True))
     if wanted.ae_title:
-        came = exists().where(
+        # no `exists`: PostgreSQL would make a join of it, which may begin with all instances
+        came = select(InstanceRow.study_instance_uid).where(
             InstanceRow.study_instance_uid == JobRow.study_instance_uid,
             InstanceRow.calling_ae_title == wanted.ae_title,
         )
-        found.append(came)
+        found.append(came.limit(1).scalar_subquery().is_not(None))
     return found
 
 

@@ -36,7 +36,7 @@ from dicom_node.results.values import GSPS_SOP_CLASS, SR_SOP_CLASSES
 from dicom_node.storage import Storage
 from grounding.types import Grounding
 
-TAG = 0.028
+TAG = 0.034
 """Height of a box's number as a share of the film's longer side."""
 
 REMOVED = "the retention rule removed it on {at:%Y-%m-%d}; have the PACS send it again"
