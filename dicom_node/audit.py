@@ -25,6 +25,9 @@ Kind = Literal[
     "node alert",
     "backup made",
     "backup restored",
+    "sign-in",
+    "sign-out",
+    "account changed",
 ]
 
 PRIVATE_SCHEME = "99KNOWMVG"
@@ -35,6 +38,7 @@ Code = tuple[str, str, str]
 APPLICATION_ACTIVITY: Code = ("110100", "DCM", "Application Activity")
 INSTANCES_ACCESSED: Code = ("110103", "DCM", "DICOM Instances Accessed")
 INSTANCES_TRANSFERRED: Code = ("110104", "DCM", "DICOM Instances Transferred")
+USER_AUTHENTICATION: Code = ("110114", "DCM", "User Authentication")
 SECURITY_ALERT: Code = ("110113", "DCM", "Security Alert")
 
 EVENTS: dict[Kind, tuple[Code, Code | None, str]] = {
@@ -49,6 +53,9 @@ EVENTS: dict[Kind, tuple[Code, Code | None, str]] = {
     "node alert": (SECURITY_ALERT, ("capacity", PRIVATE_SCHEME, "Capacity Alert"), "E"),
     "backup made": (SECURITY_ALERT, ("110132", "DCM", "Use of Restricted Function"), "E"),
     "backup restored": (SECURITY_ALERT, ("110132", "DCM", "Use of Restricted Function"), "E"),
+    "sign-in": (USER_AUTHENTICATION, ("110122", "DCM", "Login"), "E"),
+    "sign-out": (USER_AUTHENTICATION, ("110123", "DCM", "Logout"), "E"),
+    "account changed": (SECURITY_ALERT, ("110137", "DCM", "User Security Attributes Changed"), "E"),
 }
 """EventID, EventTypeCode and EventActionCode of each kind (PS3.15 A.5.3; CID 400 to 403).
 

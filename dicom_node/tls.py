@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dicom_node.config import ClientTlsSettings, ServerTlsSettings
+from dicom_node.config import CertificateSettings, ClientTlsSettings, ServerTlsSettings
 from dicom_node.errors import SettingsError
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!PSK"
@@ -35,6 +35,23 @@ def client_context(settings: ClientTlsSettings) -> ssl.SSLContext:
     _load_authorities(context, "tls", settings.ca)
     if settings.certificate is not None:
         _load_chain(context, "tls", settings.certificate, settings.key)
+    return context
+
+
+def console_context(settings: CertificateSettings) -> ssl.SSLContext:
+    """Return the console's context, towards browsers. Raises SettingsError that names the file at fault."""
+    context = _make_context(ssl.PROTOCOL_TLS_SERVER)
+    _load_chain(context, "console.tls", settings.certificate, settings.key)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def authorities_context(path: Path | None) -> ssl.SSLContext:
+    """Return the context towards a server of the web: signed by authorities of the file, or by those of the system."""
+    context = ssl.create_default_context()
+    if path is not None:
+        context = _make_context(ssl.PROTOCOL_TLS_CLIENT)
+        _load_authorities(context, "console.oidc", path)
     return context
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from alembic import context
 
-from dicom_node import watch_tables
+from dicom_node import account_tables, watch_tables
 from dicom_node.tables import Base
 
-assert watch_tables.Base is Base  # imported for its tables
+assert account_tables.Base is watch_tables.Base is Base  # imported for its tables
 
 context.configure(
     connection=context.config.attributes["connection"],

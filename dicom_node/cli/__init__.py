@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from dicom_node.cli import administer, backup, datasets, deliveries, jobs, model, node, notify, samples
+from dicom_node.cli import administer, backup, datasets, deliveries, jobs, model, node, notify, samples, users
 from dicom_node.errors import NodeError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ samples.add_commands(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(deliveries.app, name="deliveries")
 app.add_typer(notify.app, name="notify")
+app.add_typer(users.app, name="users")
+app.add_typer(users.tokens_app, name="tokens")
 app.add_typer(datasets.app, name="dataset")
 
 

@@ -4,13 +4,14 @@ Everything is checked at once, here and nowhere else; every fault is reported wi
 are relative to the folder of the configuration file (or the working folder without one).
 """
 
+from dicom_node.config.console import CertificateSettings, ConsoleSettings, OidcSettings, Role, UserSettings
 from dicom_node.config.loading import DEFAULT_FILE, ENVIRONMENT_PREFIX, MASK, load_settings, mask_url, masked
+from dicom_node.config.section import Section
 from dicom_node.config.sections import (
     AssemblySettings,
     AuditSettings,
     BrokerSettings,
     ClientTlsSettings,
-    ConsoleSettings,
     DatabaseSettings,
     DestinationSettings,
     EmailSettings,
@@ -23,7 +24,6 @@ from dicom_node.config.sections import (
     ReceiverSettings,
     ResultsSettings,
     RetentionSettings,
-    Section,
     ServerTlsSettings,
     Settings,
     StorageSettings,
@@ -37,6 +37,7 @@ __all__ = [
     "AssemblySettings",
     "AuditSettings",
     "BrokerSettings",
+    "CertificateSettings",
     "ClientTlsSettings",
     "ConsoleSettings",
     "DatabaseSettings",
@@ -45,16 +46,19 @@ __all__ = [
     "ModelSettings",
     "NodeSettings",
     "NotificationSettings",
+    "OidcSettings",
     "PeerSettings",
     "PriorityRuleSettings",
     "PrioritySettings",
     "ReceiverSettings",
     "ResultsSettings",
     "RetentionSettings",
+    "Role",
     "Section",
     "ServerTlsSettings",
     "Settings",
     "StorageSettings",
+    "UserSettings",
     "WebhookSettings",
     "load_settings",
     "mask_url",

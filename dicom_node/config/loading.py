@@ -13,7 +13,9 @@ import yaml
 from pydantic import ValidationError
 from sqlalchemy.engine import make_url
 
-from dicom_node.config.sections import Section, Settings, StorageSettings
+from dicom_node.config.console import mask_console
+from dicom_node.config.section import Section
+from dicom_node.config.sections import Settings, StorageSettings
 from dicom_node.errors import SettingsError
 
 DEFAULT_FILE = Path("config.yaml")
@@ -43,6 +45,7 @@ def masked(settings: Settings) -> dict[str, Any]:
         values[section]["url"] = mask_url(values[section]["url"])
     for webhook in values["notifications"]["webhooks"]:  # of which path and query may be the secret
         webhook["url"] = f"{mask_url(webhook['url']).split('/', 3)[2]}/{MASK}"
+    mask_console(values["console"], MASK)
     return values
 
 
@@ -114,7 +117,7 @@ def _explain(kind: str, message: str, where: tuple[int | str, ...]) -> str:
 def _allowed_keys(where: tuple[int | str, ...]) -> list[str]:
     section: Any = Settings
     for part in where:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in section.model_fields:  # of a list, or the name of an entry
             continue
         annotation = section.model_fields[part].annotation
         section = next((a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Section)), annotation)

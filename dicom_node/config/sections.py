@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from dicom_node.config.console import ConsoleSettings
+from dicom_node.config.section import Port, Section
 from dicom_node.config.values import (
     check_ae_title,
     check_certificate,
@@ -23,14 +25,7 @@ from dicom_node.config.values import (
 )
 
 AeTitle = Annotated[str, AfterValidator(check_ae_title)]
-Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes)]
-
-
-class Section(BaseModel):
-    """A part of the file: unknown keys are refused, values do not change after start."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NodeSettings(Section):
@@ -283,15 +278,6 @@ class NotificationSettings(Section):
         if len(names) != len(set(names)):
             raise ValueError("webhooks: two webhooks have the same name")
         return self
-
-
-class ConsoleSettings(Section):
-    """The HTTP process: health, metrics, jobs. `public_url` is where administrators find it."""
-
-    host: str = "127.0.0.1"
-    port: Port = 8042
-    public_url: Annotated[str, AfterValidator(lambda value: value and check_http_url(value))] = ""
-    users: tuple[str, ...] = ()
 
 
 class Settings(Section):

@@ -106,3 +106,17 @@ def check_mail_address(value: str) -> str:
     if re.fullmatch(r"[^\s@<>,;:\"]+@[^\s@<>,;:\"]+", value) is None:
         raise ValueError("a mail address looks like name@host")
     return value
+
+
+def check_host_name(value: str) -> str:
+    """Refuse what no Host header names; return it as browsers write it."""
+    if re.fullmatch(r"[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", value) is None:
+        raise ValueError("a host is given by its name or address alone, without port: console.hospital.example")
+    return value.lower()
+
+
+def check_password_hash(value: str) -> str:
+    """Refuse what is no hash of a password, such as the password itself."""
+    if re.fullmatch(r"\$argon2id\$v=\d+\$m=\d+,t=\d+,p=\d+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+", value) is None:
+        raise ValueError("a password is kept as its argon2id hash, which `knowmvg users hash` prints")
+    return value

@@ -6,7 +6,6 @@ address gets nothing.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dicom_node.console.refusing import refuse
+from dicom_node.sockets import is_loopback
 
 MAX_BODY_BYTES = 256 * 1024
 
@@ -90,16 +90,6 @@ class _Bounded:
 
 def _is_small(length: str) -> bool:
     return length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= MAX_BODY_BYTES
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this host can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def host_of(header: str) -> str:

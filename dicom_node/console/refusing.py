@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -68,8 +69,18 @@ def _explain(fault: dict[str, Any]) -> str:
 
 def _answer_node(request: Request, error: Exception) -> Response:
     if isinstance(error, RefusedError):
-        return _refuse(request, error.status, str(error))
+        return _ask_to_sign_in(request) if error.status == 401 else _refuse(request, error.status, str(error))
     return _answer_away(request, error)
+
+
+def _ask_to_sign_in(request: Request) -> Response:
+    if request.url.path.startswith("/api/"):
+        answer = _refuse(request, 401, "sign in, or send an API token as `Authorization: Bearer ...`")
+        answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
+    query = f"?{request.url.query}" if request.url.query else ""
+    there = quote(f"{request.url.path}{query}", safe="") if request.method == "GET" else "%2F"
+    return RedirectResponse(f"/sign-in?next={there}", 303)
 
 
 def _answer_away(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """The console's HTTP server: uvicorn on a socket of ours. It logs no request: their lines may hold patient ids.
 
-It listens on this host alone, and waits only so long for a request to come.
+It speaks TLS where the configuration says so, and waits only so long for a request to come.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from dicom_node.clock import Clock
-from dicom_node.config import Settings
+from dicom_node.config import ConsoleSettings, Settings
 from dicom_node.console.app import make_app
-from dicom_node.console.guard import is_loopback
-from dicom_node.errors import NodeError
 from dicom_node.logs import log_event
 from dicom_node.objects import open_storage
+from dicom_node.tls import console_context
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +64,20 @@ class PatientProtocol(H11Protocol):
 class ConsoleServer:
     """Serves an application on a socket that listens from the beginning."""
 
-    def __init__(self, app: FastAPI, host: str, port: int) -> None:
-        """Raises OSError where it cannot listen."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=128)
+    def __init__(self, app: FastAPI, settings: ConsoleSettings, port: int) -> None:
+        """Raises SettingsError for a certificate that cannot be used, OSError where it cannot listen."""
+        context = console_context(settings.tls) if settings.tls else None
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        self._socket = socket.create_server((settings.host, port), family=family, backlog=128)
         self.port: int = self._socket.getsockname()[1]
         self.app = app
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app, http=PatientProtocol, loop="asyncio", ws="none", lifespan="off", log_config=None, access_log=False,
                 server_header=False, timeout_keep_alive=REQUEST_TIMEOUT_S, limit_concurrency=MAX_CONNECTIONS,
-                timeout_graceful_shutdown=STOP_S, proxy_headers=False,
+                timeout_graceful_shutdown=STOP_S, proxy_headers=settings.behind_proxy,
+                forwarded_allow_ips=list(settings.proxies),
+                ssl_context_factory=(lambda *_: context) if context else None,
             )
         )  # fmt: skip
 
@@ -97,14 +99,10 @@ def make_server(
 ) -> ConsoleServer:
     """Return a server that listens already, on `port` (0: the system's choice) instead of the settings' if given.
 
-    Raises NodeError for a host that others could reach.
+    Raises SettingsError for a certificate that cannot be used, OSError where it cannot listen.
     """
     host, port = settings.console.host, settings.console.port if port is None else port
-    if not is_loopback(host):
-        raise NodeError(
-            f"console.host is {host}, but this version has no sign-in and shows patient data: use 127.0.0.1, "
-            "and reach it from elsewhere through an SSH tunnel or a proxy that asks who is there"
-        )
-    server = ConsoleServer(make_app(settings, sessions, clock, open_storage(settings)), host, port)
+    app = make_app(settings, sessions, clock, open_storage(settings))
+    server = ConsoleServer(app, settings.console, port)
     log_event(logger, "console listens", host=host, port=server.port)
     return server

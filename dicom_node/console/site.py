@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -16,12 +17,13 @@ from dicom_node.storage import Storage
 
 @dataclass(frozen=True)
 class Site:
-    """The parts that the console is made of. `storage` only reads here."""
+    """The parts that the console is made of. `storage` only reads here; `secret` is drawn at each start."""
 
     settings: Settings
     sessions: sessionmaker[Session]
     clock: Clock
     storage: Storage
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
 
 class RefusedError(NodeError):

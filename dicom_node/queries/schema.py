@@ -17,7 +17,7 @@ from dicom_node.queries.engine import make_engine
 if TYPE_CHECKING:
     from alembic.config import Config
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """The revision that this version of the code works with: the last one in `migrations/versions`."""
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"

@@ -231,7 +231,7 @@ class Node:
                 "min_free_bytes": 0,
             },
             "assembly": {"quiet_period_s": 1, "max_age_s": 3600},
-            "console": {"port": console},
+            "console": {"port": console, "local_role": "viewer"},
         }
         for name, keys in sections.items():
             settings[name] = {**settings.get(name, {}), **keys} if isinstance(keys, dict) else keys

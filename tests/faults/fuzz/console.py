@@ -41,7 +41,7 @@ class Target:
         sessions = make_sessions(self.engine)
         settings = Settings.model_validate(
             {"node": {"data_dir": data}, "database": {"url": url}, "storage": {"url": f"file://{data}/dicom"},
-             "receiver": {"min_free_bytes": 1}}
+             "receiver": {"min_free_bytes": 1}, "console": {"local_role": "admin"}}
         )  # fmt: skip
         image = make_cxr_dataset(study="whole")
         for ds in (image, make_report_dataset(study="whole", image=image), make_cxr_dataset(study="half")):
