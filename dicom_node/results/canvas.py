@@ -55,7 +55,7 @@ def make_picture(
 
 def to_bytes(grey: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Return grey values in [0, 1] as those of a screen."""
-    return np.round(np.clip(np.nan_to_num(grey), 0.0, 1.0) * 255.0).astype(np.uint8)
+    return np.asarray(np.round(np.clip(np.nan_to_num(grey), 0.0, 1.0) * 255.0), np.uint8)
 
 
 def text_size(picture: PillowImage.Image) -> int:

@@ -181,6 +181,8 @@ def _show_film(
         facts = films.read_facts(storage, image.key)
     except RefusedError as error:
         return ShownFilm(uid, where, f"The film cannot be shown: {error}.")
+    if not facts.rows or not facts.columns:
+        return ShownFilm(uid, where, "The film cannot be shown: its header names no rows and columns.")
     return lay_out(uid, where, facts, boxes)
 
 
