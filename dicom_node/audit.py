@@ -28,6 +28,7 @@ Kind = Literal[
     "sign-in",
     "sign-out",
     "account changed",
+    "audit trail read",
 ]
 
 PRIVATE_SCHEME = "99KNOWMVG"
@@ -38,6 +39,7 @@ Code = tuple[str, str, str]
 APPLICATION_ACTIVITY: Code = ("110100", "DCM", "Application Activity")
 INSTANCES_ACCESSED: Code = ("110103", "DCM", "DICOM Instances Accessed")
 INSTANCES_TRANSFERRED: Code = ("110104", "DCM", "DICOM Instances Transferred")
+AUDIT_LOG_USED: Code = ("110101", "DCM", "Audit Log Used")
 USER_AUTHENTICATION: Code = ("110114", "DCM", "User Authentication")
 SECURITY_ALERT: Code = ("110113", "DCM", "Security Alert")
 
@@ -56,6 +58,7 @@ EVENTS: dict[Kind, tuple[Code, Code | None, str]] = {
     "sign-in": (USER_AUTHENTICATION, ("110122", "DCM", "Login"), "E"),
     "sign-out": (USER_AUTHENTICATION, ("110123", "DCM", "Logout"), "E"),
     "account changed": (SECURITY_ALERT, ("110137", "DCM", "User Security Attributes Changed"), "E"),
+    "audit trail read": (AUDIT_LOG_USED, None, "R"),
 }
 """EventID, EventTypeCode and EventActionCode of each kind (PS3.15 A.5.3; CID 400 to 403).
 
@@ -68,6 +71,10 @@ DESTINATION_ROLE: Code = ("110152", "DCM", "Destination Role ID")
 SOURCE_ROLE: Code = ("110153", "DCM", "Source Role ID")
 
 STUDY_UID_TYPE: Code = ("110180", "DCM", "Study Instance UID")
+URI_TYPE: Code = ("12", "RFC-3881", "URI")
+AUDIT_TRAIL, AUDIT_TRAIL_NAME = "knowmvg:audit", "Security Audit Log"
+"""What stands for the trail in the message on who read it (PS3.15 A.5.3.2)."""
+
 PATIENT_NUMBER_TYPE: Code = ("2", "RFC-3881", "Patient Number")
 
 UNKNOWN_PATIENT = "<none>"
@@ -190,6 +197,8 @@ def _address_type(address: str) -> str:
 
 
 def _add_objects(message: Element, event: AuditEvent) -> None:
+    if event.kind == "audit trail read":
+        _add_object(message, AUDIT_TRAIL, ("2", "13"), URI_TYPE, AUDIT_TRAIL_NAME)
     if event.study_instance_uid:
         study = _add_object(message, event.study_instance_uid, ("2", "3"), STUDY_UID_TYPE)
         described = SubElement(study, "ParticipantObjectDescription") if event.sop_classes else study
@@ -199,7 +208,9 @@ def _add_objects(message: Element, event: AuditEvent) -> None:
         _add_object(message, event.patient_id.strip() or UNKNOWN_PATIENT, ("1", "1"), PATIENT_NUMBER_TYPE)
 
 
-def _add_object(message: Element, object_id: str, kind: tuple[str, str], id_type: Code) -> Element:
+def _add_object(
+    message: Element, object_id: str, kind: tuple[str, str], id_type: Code, name: str | None = None
+) -> Element:
     type_code, role = kind
     attributes = {
         "ParticipantObjectID": object_id,
@@ -208,7 +219,9 @@ def _add_object(message: Element, object_id: str, kind: tuple[str, str], id_type
     }
     element = SubElement(message, "ParticipantObjectIdentification", _clean(attributes))
     _add_code(element, "ParticipantObjectIDTypeCode", id_type)
-    SubElement(element, "ParticipantObjectName").text = _legal(object_id)  # the schema asks for a name or a query
+    SubElement(element, "ParticipantObjectName").text = _legal(
+        name or object_id
+    )  # the schema asks for a name or a query
     return element
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,26 +14,19 @@ from dicom_node.config import Settings
 from dicom_node.errors import NodeError
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
-Change = Callable[["Session", int, datetime], str]
-"""Changes a row, given its number, and returns the Study Instance UID that it belongs to. Raises NodeError."""
+    from dicom_node.queries import Change
 
 
 def audited_change(settings: Settings, numbers: Sequence[int], change: Change, done: str, reason: str) -> None:
     """Apply `change` to each; exit 1 if any refused it. `done` is printed and `reason` audited, with the number."""
     sessions = open_sessions(settings)
-    from dicom_node.queries import about_study, note_audit
+    from dicom_node.queries import Author, change_audited
 
-    refused = 0
+    author, refused = Author(getpass.getuser(), "cli"), 0
     for number in numbers:
         try:
             with sessions.begin() as session:
-                study = change(session, number, utc_now())
-                event = about_study(session, "study changed", study)
-                note_audit(
-                    session, replace(event, actor=getpass.getuser(), reason=reason.format(number)), "cli", utc_now()
-                )
+                change_audited(session, change, number, author, reason, utc_now())
             typer.echo(done.format(number))
         except NodeError as error:
             refused += 1

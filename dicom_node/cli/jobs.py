@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, get_args
 
 import typer
@@ -27,7 +28,9 @@ class ListByDefault(TyperGroup):
 
 
 app = typer.Typer(
-    cls=ListByDefault, help="The job database: list (default), show, retry, cancel.", rich_markup_mode=None
+    cls=ListByDefault,
+    help="The job database: list (default), show, retry, cancel, resend, reground.",
+    rich_markup_mode=None,
 )
 
 MAX_JOB_ID = 2**31 - 1
@@ -125,6 +128,41 @@ def cancel_command(
     from dicom_node.queries import cancel_job
 
     audited_change(settings, job_ids, cancel_job, "job {} cancelled", "cancelled job {}")
+
+
+@app.command("resend")
+def resend_command(
+    job_ids: Annotated[
+        list[int], typer.Argument(min=1, max=MAX_JOB_ID, metavar="ID...", help="Jobs that have results.")
+    ],
+    config: ConfigOption = None,
+    destination: Annotated[str | None, typer.Option(metavar="NAME", help="To this destination alone.")] = None,
+) -> None:
+    """Send results that exist again, as they are, whether the archives have them or not."""
+    settings = load_settings(config)
+    from dicom_node.queries import resend_job
+
+    names = [one.name for one in settings.destinations]
+    if destination is not None and destination not in names:
+        raise NodeError(f"there is no destination {destination}; the configuration has {', '.join(names) or 'none'}")
+    resend = functools.partial(resend_job, destination=destination)
+    where = f"to {destination}" if destination else "to every destination"
+    audited_change(settings, job_ids, resend, f"job {{}} will be sent again {where}", f"resent job {{}} {where}")
+
+
+@app.command("reground")
+def reground_command(
+    job_ids: Annotated[list[int], typer.Argument(min=1, max=MAX_JOB_ID, metavar="ID...", help="Jobs that have ended.")],
+    config: ConfigOption = None,
+) -> None:
+    """Compute studies again with the model as it is now, as their next revisions.
+
+    The new results name those that they replace.
+    """
+    settings = load_settings(config)
+    from dicom_node.queries import reground_job
+
+    audited_change(settings, job_ids, reground_job, "the study of job {} will be grounded anew", "regrounded job {}")
 
 
 def _unknown(job_id: int) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dicom_node.queries import JobFilter
+from dicom_node.audit import Kind
+from dicom_node.delivery import DispatchState
+from dicom_node.queries import DispatchFilter, JobFilter
 from dicom_node.study import State
 
 MAX_LISTED = 1000
@@ -94,3 +96,22 @@ class JobQuery(Since):
             state=self.state, study=self.study, patient=self.patient, accession=self.accession, since=self.after,
             limit=self.limit,
         )  # fmt: skip
+
+
+class DeliveryQuery(Query):
+    """Which deliveries to list."""
+
+    state: DispatchState | None = None
+    destination: Text | None = None
+    limit: int = Field(default=50, ge=1, le=MAX_LISTED)
+
+    @property
+    def wanted(self) -> DispatchFilter:
+        """The filter of the job database."""
+        return DispatchFilter(self.state, self.destination, self.limit)
+
+
+class AuditQuery(Since):
+    """Which events of the audit trail to list."""
+
+    kind: Kind | None = None

@@ -49,8 +49,13 @@ from dicom_node.queries.audit import (
     unsent_audit,
 )
 from dicom_node.queries.changes import (
+    Author,
+    Change,
     cancel_job,
+    change_audited,
+    reground_job,
     replay_dispatch,
+    resend_job,
     retry_job,
 )
 from dicom_node.queries.commitments import (
@@ -82,6 +87,8 @@ from dicom_node.queries.counts import (
     waiting_since,
 )
 from dicom_node.queries.destinations import (
+    DestinationState,
+    destination_states,
     hold_destination,
     note_contact,
 )
@@ -155,11 +162,9 @@ from dicom_node.queries.outcomes import (
     save_results,
 )
 from dicom_node.queries.overview import (
-    DestinationContact,
     Hour,
     PeerContact,
     count_by_hour,
-    destination_contacts,
     longest_waiting,
     peer_contacts,
 )
@@ -216,11 +221,12 @@ from dicom_node.queries.views import (
     JobFilter,
     JobSummary,
     StudyFacts,
+    find_dispatch,
+    find_job,
     list_dispatches,
     list_jobs,
     show_job,
     show_study,
-    study_of,
 )
 
 __all__ = [
@@ -234,10 +240,12 @@ __all__ = [
     "AuditEntry",
     "AuditPage",
     "AuditSearch",
+    "Author",
+    "Change",
     "CommitmentRequest",
     "Delivery",
-    "DestinationContact",
     "DestinationCounts",
+    "DestinationState",
     "DispatchFacts",
     "DispatchFilter",
     "DispatchSummary",
@@ -273,6 +281,7 @@ __all__ = [
     "begin_try",
     "cancel_dispatches",
     "cancel_job",
+    "change_audited",
     "change_disabled",
     "change_password",
     "change_role",
@@ -293,9 +302,9 @@ __all__ = [
     "count_unsent_audit",
     "current_revision",
     "destination_asked",
-    "destination_contacts",
     "destination_counts",
     "destination_of",
+    "destination_states",
     "dispatches_rung",
     "dispatches_to_ring",
     "due_receiving",
@@ -307,6 +316,8 @@ __all__ = [
     "explain",
     "fail_delivery",
     "filled_tables",
+    "find_dispatch",
+    "find_job",
     "find_sign_in",
     "find_token",
     "find_user",
@@ -368,6 +379,7 @@ __all__ = [
     "record_instance",
     "record_instances",
     "referenced_files",
+    "reground_job",
     "release_audit",
     "removable_studies",
     "remove_inputs",
@@ -375,6 +387,7 @@ __all__ = [
     "replay_dispatch",
     "requests_rung",
     "requests_to_ring",
+    "resend_job",
     "retry_job",
     "retry_later",
     "revoke_token",
@@ -388,7 +401,6 @@ __all__ = [
     "show_job",
     "show_study",
     "snapshot_revision",
-    "study_of",
     "take_snapshot",
     "undispatched_jobs",
     "unsent_audit",

@@ -1,7 +1,11 @@
-"""What administrators change: jobs are tried again or cancelled, dead letters replayed."""
+"""What administrators change: jobs are tried again, cancelled, sent again or grounded anew, dead letters replayed; each
+with its audit event.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,11 +13,34 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.errors import NodeError
-from dicom_node.queries.dispatches import cancel_dispatches, reopen_dispatches
+from dicom_node.queries.audit import about_study, note_audit
+from dicom_node.queries.dispatches import cancel_dispatches, open_dispatches, reopen_dispatches
 from dicom_node.queries.jobs import OUTCOMES
 from dicom_node.queries.leases import NO_LEASE
+from dicom_node.queries.outcomes import instance_rows
 from dicom_node.study import END_STATES, State
 from dicom_node.tables import DispatchRow, EventRow, JobRow, ResultRow, StudyRow
+
+Change = Callable[[Session, int, datetime], str]
+"""Changes a row, given its number, and returns the Study Instance UID that it belongs to. Raises NodeError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who changes something: a person or a token, by which process, from which address."""
+
+    name: str
+    process: str
+    address: str = ""
+
+
+def change_audited(session: Session, change: Change, number: int, author: Author, reason: str, now: datetime) -> str:
+    """Apply a change with its audit event, which gives `reason` with the number; return the study. Raises NodeError."""
+    study = change(session, number, now)
+    event = about_study(session, "study changed", study)
+    event = replace(event, actor=author.name, actor_address=author.address, reason=reason.format(number))
+    note_audit(session, event, author.process, now)
+    return study
 
 
 def retry_job(session: Session, job_id: int, now: datetime) -> str:
@@ -60,6 +87,61 @@ def cancel_job(session: Session, job_id: int, now: datetime) -> str:
     return job.study_instance_uid
 
 
+def resend_job(session: Session, job_id: int, now: datetime, destination: str | None = None) -> str:
+    """Send the results of an ended job again, to every destination or to one, as they are; return its study.
+
+    Raises NodeError where there are none, or the job is under way, cancelled or replaced.
+    """
+    job = _ended_job(session, job_id, "sent again")
+    if session.scalar(select(ResultRow.part).where(ResultRow.job_id == job_id).limit(1)) is None:
+        raise NodeError(f"job {job_id} is {job.state} and has no results; `knowmvg jobs retry {job_id}`")
+    if job.state not in ("DELIVERED", "FAILED"):
+        raise NodeError(f"job {job_id} is {job.state}; `knowmvg jobs retry {job_id}` takes it up again")
+    job.outcome = (job.selection or {}).get("outcome", job.outcome)
+    job.state, job.failure, job.attempts, job.deaths = "WRITTEN", None, 0, 0
+    job.lease_token = job.lease_until = None
+    job.step_since = job.due_at = job.updated_at = now
+    session.flush()
+    if destination is None:
+        reopen_dispatches(session, job_id, now, all_parts=True)
+    else:
+        of_job = select(DispatchRow.dispatch_id).where(DispatchRow.job_id == job_id)
+        dispatch_id = session.scalar(of_job.where(DispatchRow.destination == destination))
+        if dispatch_id is not None:
+            reopen_dispatches(session, job_id, now, all_parts=True, only=dispatch_id)
+        else:  # a destination that is new since
+            open_dispatches(session, job_id, [destination], now)
+    _note(session, job, now, "results sent again", f"to {destination or 'every destination'}")
+    return job.study_instance_uid
+
+
+def reground_job(session: Session, job_id: int, now: datetime) -> str:
+    """Open the next revision of a study, to be computed with the model as it is now; return the study.
+
+    Its results name those as replaced that archives hold. Raises NodeError where the job is under way or replaced, or
+    where bytes were removed.
+    """
+    job = _ended_job(session, job_id, "grounded anew")
+    uid = job.study_instance_uid
+    removed = sum(row.removed_at is not None for row, _ in instance_rows(session, uid))
+    if removed:
+        raise NodeError(
+            f"job {job_id}: the bytes of {removed} instances were removed (retention.inputs_days); have the PACS send "
+            "the study again"
+        )
+    study = session.get_one(StudyRow, uid)
+    study.revision = job.revision + 1
+    anew = JobRow(
+        study_instance_uid=uid, revision=study.revision, state="RECEIVING", first_instance_at=job.first_instance_at,
+        last_instance_at=job.last_instance_at, step_since=now, created_at=now, updated_at=now, due_at=now,
+    )  # fmt: skip
+    session.add(anew)
+    session.flush()
+    _note(session, job, now, "replaced by an administrator", f"grounded anew as job {anew.job_id}")
+    _note(session, anew, now, "grounded anew", f"job {job_id}, revision {job.revision}, asked for by an administrator")
+    return uid
+
+
 def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> str:
     """Send a dead letter again; its job is WRITTEN again until all its dispatches have ended. Return its study.
 
@@ -87,13 +169,13 @@ def replay_dispatch(session: Session, dispatch_id: int, now: datetime) -> str:
     return job.study_instance_uid
 
 
-def _ended_job(session: Session, job_id: int) -> JobRow:
-    """Return a job that may be retried, its row locked."""
+def _ended_job(session: Session, job_id: int, what: str = "retried") -> JobRow:
+    """Return a job that may be taken up again, its row locked."""
     job = _lock_job(session, job_id)
     if job is None:
         raise NodeError(_unknown(job_id))
     if job.state not in END_STATES:
-        raise NodeError(f"job {job_id} is under way ({job.state}); there is nothing to retry")
+        raise NodeError(f"job {job_id} is under way ({job.state}); only what has ended is {what}")
     _refuse_replaced(session, job)
     return job
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.queries.inserting import insert_or_ignore
@@ -39,6 +40,25 @@ def hold_destination(session: Session, destination: str, error: str, now: dateti
     row.last_error, row.last_error_at = error, now
     row.hold_until = now + min(backoff(row.failures, destination), LONGEST_HOLD)
     return row.hold_until
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationState:
+    """How a destination fares: whether it is held, and why."""
+
+    failures: int
+    hold_until: datetime | None
+    last_contact_at: datetime | None
+    last_error: str | None
+    last_error_at: datetime | None
+
+
+def destination_states(session: Session) -> dict[str, DestinationState]:
+    """Return how each destination fares that something was sent to, by name."""
+    return {
+        row.name: DestinationState(row.failures, row.hold_until, row.last_contact_at, row.last_error, row.last_error_at)
+        for row in session.scalars(select(DestinationRow))
+    }
 
 
 def _know(session: Session, destination: str) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from dicom_node.audit import AuditEvent, Kind
 from dicom_node.priority import PRIORITIES
 from dicom_node.study import State
-from dicom_node.tables import AuditRow, DestinationRow, InstanceRow, JobRow
+from dicom_node.tables import AuditRow, InstanceRow, JobRow
 
 WAITING: tuple[State, ...] = ("RECEIVING", "COMPLETE", "GROUNDED", "WRITTEN")
 
@@ -102,24 +102,3 @@ def _latest(session: Session, kind: Kind) -> Iterable[tuple[datetime, AuditEvent
     )
     for at, event in session.execute(statement):
         yield at, AuditEvent.from_json(event)
-
-
-@dataclass(frozen=True, slots=True)
-class DestinationContact:
-    """How a destination was reached last; `failures` are tries in a row that found nobody there."""
-
-    failures: int = 0
-    hold_until: datetime | None = None
-    last_contact_at: datetime | None = None
-    last_error: str | None = None
-    last_error_at: datetime | None = None
-
-
-def destination_contacts(session: Session) -> dict[str, DestinationContact]:
-    """Return how each destination that was ever tried was reached last, by name."""
-    return {
-        row.name: DestinationContact(
-            row.failures, row.hold_until, row.last_contact_at, row.last_error, row.last_error_at
-        )
-        for row in session.scalars(select(DestinationRow))
-    }

@@ -161,9 +161,10 @@ def show_study(session: Session, study_instance_uid: str) -> StudyFacts | None:
     return StudyFacts(row.patient_id, row.accession_number, row.revision) if row else None
 
 
-def study_of(session: Session, job_id: int) -> str | None:
-    """Return the Study Instance UID of a job, or None if there is none of this number."""
-    return session.scalar(select(JobRow.study_instance_uid).where(JobRow.job_id == job_id))
+def find_job(session: Session, job_id: int) -> JobSummary | None:
+    """Return a job as it is in a list, or None if there is none of this number."""
+    job = session.get(JobRow, job_id)
+    return None if job is None else _summary(job)
 
 
 def show_job(session: Session, job_id: int) -> JobDetail | None:
@@ -247,12 +248,19 @@ def _dispatches_in(session: Session, wanted: DispatchFilter) -> tuple[DispatchSu
         statement = statement.where(DispatchRow.state == wanted.state)
     if wanted.destination is not None:
         statement = statement.where(DispatchRow.destination == wanted.destination)
-    return tuple(
-        DispatchSummary(
-            row.dispatch_id, row.job_id, study, row.destination, row.state, row.attempts, row.failure,
-            row.due_at if row.state in OPEN_DISPATCHES else None, row.updated_at,
-        )
-        for row, study in session.execute(statement)
+    return tuple(_dispatch_summary(row, study) for row, study in session.execute(statement))
+
+
+def find_dispatch(session: Session, dispatch_id: int) -> DispatchSummary | None:
+    """Return a dispatch, or None if there is none of this number."""
+    row = session.get(DispatchRow, dispatch_id)
+    return None if row is None else _dispatch_summary(row, session.get_one(JobRow, row.job_id).study_instance_uid)
+
+
+def _dispatch_summary(row: DispatchRow, study: str) -> DispatchSummary:
+    return DispatchSummary(
+        row.dispatch_id, row.job_id, study, row.destination, row.state, row.attempts, row.failure,
+        row.due_at if row.state in OPEN_DISPATCHES else None, row.updated_at,
     )  # fmt: skip
 
 

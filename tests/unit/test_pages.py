@@ -18,7 +18,7 @@ from dicom_node.console.pages.reading import Reading, ShownFilm, StoredObject, T
 from dicom_node.console.visitors import Visitor
 from dicom_node.console.web import STATES, render_page
 from dicom_node.console.wording import PAGES, write_bytes, write_span
-from dicom_node.queries import DestinationContact, FoundJob, FoundPage, Hour, JobDetail, JobSummary, StudyFacts
+from dicom_node.queries import DestinationState, FoundJob, FoundPage, Hour, JobDetail, JobSummary, StudyFacts
 from dicom_node.results.content import ContentItem
 from dicom_node.results.film import Window
 from dicom_node.results.values import NOTE
@@ -121,7 +121,9 @@ class Reader(HTMLParser):
 
 
 def job_page(detail: JobDetail = DETAIL, read: Reading = READING, visitor: Visitor = ADMIN, window=None) -> str:
-    return render_page("job.html", visitor=visitor, path="/jobs/7", **describe_job(detail, read, visitor, window))
+    return render_page(
+        "job.html", visitor=visitor, path="/jobs/7", said="", **describe_job(detail, read, visitor, window)
+    )
 
 
 def list_page(page: FoundPage, visitor: Visitor = ADMIN, **asked: Any) -> str:
@@ -308,10 +310,10 @@ def test_the_top_line_is_a_round_number(count: int, rounded: int) -> None:
 
 def test_a_destination_is_what_its_last_contacts_say() -> None:
     later, before = NOW + timedelta(minutes=1), NOW - timedelta(minutes=1)
-    assert state_of(DestinationContact(), NOW) == "unknown"
-    assert state_of(DestinationContact(last_contact_at=before), NOW) == "ok"
-    assert state_of(DestinationContact(2, later), NOW) == "held"
-    assert state_of(DestinationContact(2, before, before), NOW) == "down"
+    assert state_of(DestinationState(), NOW) == "unknown"
+    assert state_of(DestinationState(last_contact_at=before), NOW) == "ok"
+    assert state_of(DestinationState(2, later), NOW) == "held"
+    assert state_of(DestinationState(2, before, before), NOW) == "down"
 
 
 def test_a_disk_is_low_below_its_limit() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dicom_node.console.pages import configuration, destinations, job, jobs, overview, pictures, trail
+from dicom_node.console.pages import actions, configuration, destinations, job, jobs, overview, pictures, trail
 
 router = APIRouter(include_in_schema=False)
-for module in (overview, jobs, job, pictures, destinations, trail, configuration):
+for module in (actions, overview, jobs, job, pictures, destinations, trail, configuration):
     router.include_router(module.router)

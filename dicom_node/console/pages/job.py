@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from dicom_node.console.api import JobId
 from dicom_node.console.findings import ShownFinding, mark_text
 from dicom_node.console.looking import look_at_job
+from dicom_node.console.pages.actions import SAID, Said
 from dicom_node.console.pages.pictures import FilmQuery, Visiting
 from dicom_node.console.pages.reading import Reading, ShownFilm, read_job, write_query
 from dicom_node.console.visitors import Visitor
@@ -25,13 +26,20 @@ from dicom_node.study import END_STATES
 router = APIRouter(include_in_schema=False)
 
 
+class JobPageQuery(FilmQuery):
+    """How films are shown, and what was done with the job just now."""
+
+    said: Said | None = None
+
+
 @router.get("/jobs/{job_id}")
-def show_one(visit: Visiting, job_id: JobId, query: Annotated[FilmQuery, Query()]) -> HTMLResponse:
+def show_one(visit: Visiting, job_id: JobId, query: Annotated[JobPageQuery, Query()]) -> HTMLResponse:
     """Show one job."""
     job = look_at_job(visit.request, visit.site, visit.visitor, job_id)
     visit.films.note_shown(visit.visitor, job_id, visit.site.clock())
     read = read_job(visit.site, visit.films, job)
-    return render(visit.request, "job.html", **describe_job(job, read, visit.visitor, query.window))
+    context = describe_job(job, read, visit.visitor, query.window)
+    return render(visit.request, "job.html", **context, said=SAID[query.said] if query.said else "")
 
 
 def describe_job(job: JobDetail, read: Reading, visitor: Visitor, window: Window | None) -> dict[str, Any]:

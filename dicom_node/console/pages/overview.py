@@ -18,16 +18,16 @@ from dicom_node.console.visitors import Viewer
 from dicom_node.console.web import render
 from dicom_node.objects import spool_of
 from dicom_node.queries import (
-    DestinationContact,
     DestinationCounts,
+    DestinationState,
     Hour,
     PeerContact,
     ProcessState,
     count_by_hour,
     count_jobs,
     count_quarantined,
-    destination_contacts,
     destination_counts,
+    destination_states,
     list_processes,
     longest_waiting,
     peer_contacts,
@@ -36,6 +36,9 @@ from dicom_node.queries import (
 router = APIRouter(include_in_schema=False)
 
 LATELY = timedelta(days=1)
+
+NEVER = DestinationState(0, None, None, None, None)
+"""Of a destination that was never tried."""
 
 QUEUES = (
     ("RECEIVING", "Arriving", "image or report is missing, or the quiet period is not over"),
@@ -79,7 +82,7 @@ class Fares:
     name: str
     where: str
     state: str
-    contact: DestinationContact
+    contact: DestinationState
     counts: DestinationCounts
 
     @property
@@ -133,18 +136,18 @@ def draw_hours(hours: Sequence[Hour]) -> tuple[Chart, ...]:
 
 def read_fares(session: Session, settings: Settings, now: datetime) -> list[Fares]:
     """Return how each configured destination fares."""
-    contacts = destination_contacts(session)
+    contacts = destination_states(session)
     return [
         Fares(
             one.name, f"{one.ae_title.strip()} at {one.host}:{one.port}",
-            state_of(contact := contacts.get(one.name, DestinationContact()), now), contact,
+            state_of(contact := contacts.get(one.name, NEVER), now), contact,
             destination_counts(session, one.name, now - LATELY),
         )
         for one in settings.destinations
     ]  # fmt: skip
 
 
-def state_of(contact: DestinationContact, now: datetime) -> str:
+def state_of(contact: DestinationState, now: datetime) -> str:
     """Return how a destination is, by its last contacts."""
     if contact.failures:
         return "held" if contact.hold_until and contact.hold_until > now else "down"

@@ -15,7 +15,7 @@ from dicom_node.console.filters import Query as Asked
 from dicom_node.console.looking import note_look
 from dicom_node.console.site import Here, RefusedError, Site
 from dicom_node.console.visitors import Viewer, Visitor
-from dicom_node.queries import StoredInstance, StoredResult, instances_of, load_results, study_of
+from dicom_node.queries import StoredInstance, StoredResult, find_job, instances_of, load_results
 from dicom_node.results.film import Window
 
 router = APIRouter(include_in_schema=False)
@@ -107,10 +107,10 @@ def _png(content: bytes) -> Response:
 
 def _study(here: Site, job_id: int) -> str:
     with here.sessions() as session:
-        study = study_of(session, job_id)
-    if study is None:
+        job = find_job(session, job_id)
+    if job is None:
         raise RefusedError(404, f"there is no job {job_id}")
-    return study
+    return job.study_instance_uid
 
 
 def _find_image(here: Site, job_id: int, uid: str) -> StoredInstance:

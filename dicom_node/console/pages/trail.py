@@ -13,6 +13,7 @@ from pydantic import Field
 from dicom_node.audit import EVENTS
 from dicom_node.console.filters import Instant, Text, parse_local
 from dicom_node.console.filters import Query as Asked
+from dicom_node.console.looking import note_trail_read
 from dicom_node.console.site import Here
 from dicom_node.console.visitors import Admin
 from dicom_node.console.web import render
@@ -53,7 +54,9 @@ class TrailQuery(Asked):
 
 @router.get("/audit")
 def show_trail(request: Request, here: Here, visitor: Admin, query: Annotated[TrailQuery, Query()]) -> HTMLResponse:
-    """Show the audit trail."""
+    """Show the audit trail. That it is read is noted in it first."""
+    if not request.scope.get("is_head"):
+        note_trail_read(here, visitor)
     with here.sessions() as session:
         page: AuditPage = search_audit(session, query.wanted)
         unsent = count_unsent_audit(session)
