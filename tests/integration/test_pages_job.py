@@ -13,38 +13,12 @@ import pytest
 from httpx import Response
 from PIL import Image as PillowImage
 from pydicom.uid import JPEG2000Lossless
-from starlette.testclient import TestClient
 
 from dicom_node.console.films import Films
 from dicom_node.pixels import render
 from tests.builders import decode, make_cxr_dataset, make_pixels, make_report_dataset
-from tests.console import Console
 from tests.fakes import FakeGrounder, FakePacs
-from tests.rig import Rig, make_sqlite_sessions
-
-
-class Node(Rig):
-    """A node, and a console over its rows and files."""
-
-    def __init__(self, folder: Path, pacs: FakePacs) -> None:
-        super().__init__(folder, make_sqlite_sessions(folder), [pacs])
-        destination = {"name": "archive0", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}
-        self.console = Console(folder, {"destinations": [destination]}, self.clock)
-        for role in ("viewer", "operator", "admin"):
-            self.console.add_user(role, role)
-
-    def browse(self, role: str = "viewer") -> TestClient:
-        """Return somebody of a role, signed in."""
-        return self.console.sign_in(role)
-
-    def deliver(self, **attributes: object) -> int:
-        """Have a study grounded and delivered; return its job."""
-        image = make_cxr_dataset(**attributes)
-        self.store(image)
-        self.store(make_report_dataset(image=image))
-        self.settle(seconds=6)
-        self.settle(seconds=6)
-        return 1
+from tests.pages import Node, sources
 
 
 @pytest.fixture
@@ -64,15 +38,6 @@ def picture(answer: Response) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "image/png"
     return np.asarray(PillowImage.open(BytesIO(answer.content)))
-
-
-def sources(page: str) -> dict[str, list[str]]:
-    """Return the pictures and downloads that a page names."""
-    return {
-        "films": re.findall(r'<image href="([^"]+)"', page),
-        "states": re.findall(r'<img class="state-picture" src="([^"]+)"', page),
-        "files": re.findall(r'href="([^"]+\.dcm)"', page),
-    }
 
 
 def test_a_delivered_study_is_shown_whole(node: Node) -> None:
