@@ -8,6 +8,7 @@ import time
 
 SMALL = {
     "backlog": ["--jobs", "20000", "--records", "200"],
+    "console": ["--jobs", "20000", "--requests", "20"],
     "broker": ["--messages", "60"],
     "receiver": ["--rounds", "1", "--share", "0.1", "--curve", "1", "4"],
     "model": ["--studies", "5"],
