@@ -190,7 +190,7 @@ def _announce_node(settings: Settings) -> None:
     receiver, console = settings.receiver, settings.console
     sys.stdout.write(
         f"KnowMVG Node is ready: {receiver.ae_title} at {receiver.host}:{receiver.port}, "
-        f"console http://{console.host}:{console.port}/\n"
+        f"console {'https' if console.tls else 'http'}://{console.host}:{console.port}/\n"
     )
     sys.stdout.flush()
 

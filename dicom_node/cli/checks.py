@@ -50,6 +50,8 @@ def _describe_exposed(settings: Settings, config: Path | None) -> str:
     tls = settings.receiver.tls
     files = [tls.key if tls else None, settings.database.password_file, settings.broker.password_file]
     files += [settings.storage.credentials_file]
+    files += [settings.console.tls.key] if settings.console.tls else []
+    files += [settings.console.oidc.client_secret_file] if settings.console.oidc else []
     files += [destination.tls.key for destination in settings.destinations if destination.tls]
     files += [webhook.secret_file for webhook in settings.notifications.webhooks]
     files += [settings.notifications.email.password_file] if settings.notifications.email else []

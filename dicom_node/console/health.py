@@ -184,6 +184,9 @@ def readiness(settings: Settings, engine: Engine, now: datetime) -> tuple[Check,
 def certificates(settings: Settings) -> Iterator[tuple[str, datetime]]:
     """Yield what each certificate file of the configuration is for, and when it expires; of one that cannot be read,
     nothing. Files of several authorities, of which old ones may well have expired, are left out."""
+    console = settings.console.tls
+    if console is not None and (found := expiries(console.certificate)):
+        yield "console", found[0]
     named: list[tuple[str, ServerTlsSettings | ClientTlsSettings | None]] = [
         ("receiver", settings.receiver.tls),
         ("audit", settings.audit.tls),

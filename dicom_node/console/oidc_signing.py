@@ -10,12 +10,14 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
+from dicom_node.accounts import TRIES_OF_ADDRESS
 from dicom_node.config import OidcSettings
 from dicom_node.console.oidc import Asked, Provider, ProviderError, discover, name_in, role_in
-from dicom_node.console.signing import begin, note_refusal, own_path, set_cookie, show_sign_in
+from dicom_node.console.signing import ask_to_wait, begin, note_refusal, of_address, own_path, set_cookie, show_sign_in
 from dicom_node.console.site import Here, RefusedError, Site
 from dicom_node.console.visitors import address_of, cookie_name, is_same
 from dicom_node.logs import log_event
+from dicom_node.queries import begin_try, succeed_try
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def go(request: Request, here: Here, settings: Configured, next: str = "/") -> R
     try:
         url = find_provider(request, settings).authorization_url(asked, _redirect_uri(request, here))
     except ProviderError as error:
-        return _refuse(request, here, str(error), 503)
+        log_event(logger, "provider away", level=logging.WARNING, reason=str(error))
+        return show_sign_in(request, here, next, f"The OpenID provider is away: {error}.", 503)
     answer = RedirectResponse(url, 303)
     kept = urlsafe_b64encode(own_path(next).encode()).decode()
     value = ".".join((asked.state, asked.nonce, asked.verifier, kept))
@@ -56,9 +59,14 @@ def come_back(
     """Take what the provider says of who signs in."""
     asked, next = _asked(request.cookies.get(cookie_name(here.settings.console, ASKED_COOKIE), ""))
     if asked is None or not is_same(state, asked.state):
-        return _refuse(request, here, "the sign-in was not begun in this browser, or too long ago", 400)
+        return show_sign_in(request, here, "/", "The sign-in was not begun in this browser, or too long ago.", 400)
     if error or not code:
         return _refuse(request, here, f"the provider says {error[:64] or 'nothing'}", 403)
+    of_here = of_address(address_of(request))
+    with here.sessions.begin() as session:
+        wait = begin_try(session, {of_here: TRIES_OF_ADDRESS}, here.clock())
+    if wait:
+        return show_sign_in(request, here, "/", ask_to_wait(wait), 429)
     try:
         provider = find_provider(request, settings)
         claims = provider.claims_of(code, asked, _redirect_uri(request, here), here.clock())
@@ -68,6 +76,8 @@ def come_back(
     if role is None:
         reason = f"none of its values of {settings.role_claim} stands for a role (console.oidc.roles)"
         return _refuse(request, here, reason, 403, name)
+    with here.sessions.begin() as session:
+        succeed_try(session, "", of_here)
     old = request.cookies.get(cookie_name(here.settings.console))
     answer = begin(here, (name, role, "oidc"), address_of(request), old, next)
     answer.delete_cookie(

@@ -10,6 +10,7 @@ import logging
 import socket
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.orm import Session, sessionmaker
@@ -54,6 +55,17 @@ class PatientProtocol(H11Protocol):
             return False
         cycle.keep_alive = False
         return True
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, where nothing is being answered already; who answers is told that nobody listens."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _hang_up(self) -> None:
         cycle: RequestResponseCycle | None = self.cycle

@@ -42,10 +42,10 @@ from dicom_node.queries import (
     begin_try,
     end_sign_in,
     find_user,
-    forget_failures,
     has_users,
     note_audit,
     open_sign_in,
+    succeed_try,
 )
 
 router = APIRouter(include_in_schema=False)
@@ -74,16 +74,16 @@ def sign_in(
     """Sign in."""
     refuse_forged_form(request, here, sent)
     address = address_of(request)
-    subjects = {digest(f"{name}\n{address}"): TRIES_OF_NAME, digest(f"\n{address}"): TRIES_OF_ADDRESS}
+    subjects = {digest(f"{name}\n{address}"): TRIES_OF_NAME, of_address(address): TRIES_OF_ADDRESS}
     with here.sessions.begin() as session:
         wait = begin_try(session, subjects, here.clock())
     if wait:
-        return show_sign_in(request, here, next, _ask_to_wait(wait), 429)
+        return show_sign_in(request, here, next, ask_to_wait(wait), 429)
     found = check_account(here, name, password, address)
     if found is None:
         return show_sign_in(request, here, next, WRONG, 401)
     with here.sessions.begin() as session:
-        forget_failures(session, digest(f"{name}\n{address}"))
+        succeed_try(session, *subjects)
     return begin(here, (name, *found), address, request.cookies.get(cookie_name(here.settings.console)), next)
 
 
@@ -181,6 +181,17 @@ def refuse_forged_form(request: Request, here: Site, sent: str) -> None:
         raise RefusedError(403, "the form is too old, or cookies are off: load /sign-in again")
 
 
+def of_address(address: str) -> str:
+    """Return what failures of an address are counted under, whatever the names."""
+    return digest(f"\n{address}")
+
+
+def ask_to_wait(wait: timedelta) -> str:
+    """Return in words how long is to be waited."""
+    seconds = math.ceil(wait.total_seconds())
+    return f"Too many tries: wait {seconds} s." if seconds < 120 else f"Too many tries: wait {seconds // 60 + 1} min."
+
+
 def set_cookie(answer: Response, settings: ConsoleSettings, name: str, value: str) -> None:
     """Have a browser keep a value until it is closed, from scripts and from other sites' forms."""
     answer.set_cookie(name, value, secure=settings.has_secure_cookies, httponly=True, samesite="lax", path="/")
@@ -190,8 +201,3 @@ def own_path(text: str) -> str:
     """Return where to go on to: a path of this console, never another site."""
     is_own = text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable() and text.isascii()
     return text if is_own and not text.startswith("/sign-") else "/"
-
-
-def _ask_to_wait(wait: timedelta) -> str:
-    seconds = math.ceil(wait.total_seconds())
-    return f"Too many tries: wait {seconds} s." if seconds < 120 else f"Too many tries: wait {seconds // 60 + 1} min."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,8 +22,19 @@ from dicom_node.accounts import ROLES, SignIn, digest, is_over
 from dicom_node.config import ConsoleSettings, Role
 from dicom_node.console.guard import host_of
 from dicom_node.console.site import Here, RefusedError, Site
-from dicom_node.queries import SEEN_EVERY, find_sign_in, find_token, find_user, note_seen
+from dicom_node.logs import log_event
+from dicom_node.queries import (
+    DATABASE_ERRORS,
+    SEEN_EVERY,
+    explain,
+    find_sign_in,
+    find_token,
+    find_user,
+    note_seen,
+)
 from dicom_node.sockets import is_loopback
+
+logger = logging.getLogger(__name__)
 
 Way = Literal["cookie", "token", "local"]
 
@@ -159,8 +171,12 @@ def current_role(session: Session, settings: ConsoleSettings, sign_in: SignIn) -
 
 
 def _keep_seen(here: Site, key: str, now: datetime) -> None:
-    with here.sessions.begin() as session:
-        note_seen(session, key, now)
+    """Keep that somebody was seen; a database that takes no writes ends a sign-in early, and keeps nobody out."""
+    try:
+        with here.sessions.begin() as session:
+            note_seen(session, key, now)
+    except DATABASE_ERRORS as error:
+        log_event(logger, "sign-in not kept alive", level=logging.WARNING, reason=explain(error))
 
 
 def require(role: Role) -> Callable[..., Visitor]:

@@ -23,7 +23,6 @@ from dicom_node.queries.accounts import (
     find_sign_in,
     find_token,
     find_user,
-    forget_failures,
     has_users,
     list_tokens,
     list_users,
@@ -31,6 +30,7 @@ from dicom_node.queries.accounts import (
     open_sign_in,
     remove_user,
     revoke_token,
+    succeed_try,
 )
 from dicom_node.queries.audit import (
     AuditEntry,
@@ -322,7 +322,6 @@ __all__ = [
     "find_token",
     "find_user",
     "fold_processes",
-    "forget_failures",
     "forget_notifications",
     "free_leases",
     "give_back_jobs",
@@ -401,6 +400,7 @@ __all__ = [
     "show_job",
     "show_study",
     "snapshot_revision",
+    "succeed_try",
     "take_snapshot",
     "undispatched_jobs",
     "unsent_audit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -18,7 +19,8 @@ from dicom_node.queries.inserting import insert_or_ignore
 SEEN_EVERY = timedelta(minutes=1)
 """A sign-in that is used is written to so often."""
 
-FORGET_FAILURES_AFTER = timedelta(days=1)
+FORGET_FAILURES_AFTER = timedelta(hours=1)
+"""Of a name that nobody tries; longer than anybody is made to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,18 +208,32 @@ def begin_try(session: Session, subjects: dict[str, int], now: datetime) -> time
     `subjects` says of each how many failures are allowed in a row. Counted first: of many tries at once each is seen.
     """
     session.execute(delete(SignInFailureRow).where(SignInFailureRow.last_at < now - FORGET_FAILURES_AFTER))
+    if wait := _wait(_lock_failures(session, subjects), subjects, now):  # nothing is kept of names that are not tried
+        return wait
     for subject in sorted(subjects):
         insert_or_ignore(session, SignInFailureRow, subject=subject, failures=0, last_at=now)
-    known = select(SignInFailureRow).where(SignInFailureRow.subject.in_(subjects)).order_by(SignInFailureRow.subject)
-    rows = session.scalars(known.with_for_update()).all()
-    left = [row.last_at + wait_after(row.failures, subjects[row.subject]) - now for row in rows]
-    wait = min(max([timedelta(0), *left]), LONGEST_WAIT)
-    if not wait:
-        for row in rows:
-            row.failures, row.last_at = row.failures + 1, now
-    return wait
+    rows = _lock_failures(session, subjects)
+    if wait := _wait(rows, subjects, now):
+        return wait
+    for row in rows:
+        row.failures, row.last_at = row.failures + 1, now
+    return timedelta(0)
 
 
-def forget_failures(session: Session, subject: str) -> None:
-    """Forget the failures of a subject that has signed in."""
+def succeed_try(session: Session, subject: str, *others: str) -> None:
+    """Forget the failures of a subject that has signed in, and that this try was counted as one of others."""
     session.execute(delete(SignInFailureRow).where(SignInFailureRow.subject == subject))
+    for other in sorted(others):
+        counted = update(SignInFailureRow).where(SignInFailureRow.subject == other, SignInFailureRow.failures > 0)
+        session.execute(counted.values(failures=SignInFailureRow.failures - 1))
+
+
+def _lock_failures(session: Session, subjects: Iterable[str]) -> Sequence[SignInFailureRow]:
+    known = select(SignInFailureRow).where(SignInFailureRow.subject.in_(list(subjects)))
+    ordered = known.order_by(SignInFailureRow.subject).execution_options(populate_existing=True)
+    return session.scalars(ordered.with_for_update()).all()
+
+
+def _wait(rows: Iterable[SignInFailureRow], subjects: dict[str, int], now: datetime) -> timedelta:
+    left = [row.last_at + wait_after(row.failures, subjects[row.subject]) - now for row in rows]
+    return min(max([timedelta(0), *left]), LONGEST_WAIT)

@@ -294,6 +294,25 @@ def test_only_the_names_that_are_allowed_are_answered(tmp_path: Path) -> None:
     console.close()
 
 
+def test_a_database_that_takes_no_writes_keeps_nobody_out_who_is_in(console: Console) -> None:
+    browser = console.sign_in("anna")
+    console.clock.move(minutes=2)
+    full = "CREATE TRIGGER full BEFORE UPDATE ON sign_ins BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+    with console.engine.begin() as connection:
+        connection.exec_driver_sql(full)
+    assert is_in(browser)
+
+
+def test_a_sign_in_that_cannot_be_audited_is_none(console: Console) -> None:
+    with console.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        )
+    browser = console.sign_in("anna")
+    assert browser.last.status_code == 503
+    assert not is_in(browser)
+
+
 def test_a_token_is_let_in_until_it_expires_or_is_revoked(console: Console) -> None:
     browser = console.browser()
     lasting, passing = console.add_token("lasting", "viewer"), console.add_token("passing", "viewer", timedelta(days=1))

@@ -12,7 +12,10 @@ METHODS = (
 )  # fmt: skip
 PATHS = (
     b"/", b"/jobs/1", b"/jobs/2", b"/api/v1/jobs", b"/api/v1/jobs", b"/api/v1/jobs/1", b"/healthz", b"/readyz",
-    b"/metrics", b"/jobs/999999999", b"/jobs/-1", b"/jobs/%31", b"/jobs/\xd9\xa1", b"/../../etc/passwd", b"//[", b"*",
+    b"/metrics", b"/sign-in", b"/sign-in", b"/sign-out", b"/sign-in/oidc", b"/sign-in/oidc/callback", b"/api/v1/audit",
+    b"/api/v1/jobs/1/retry", b"/api/v1/jobs/cancel", b"/api/v1/deliveries", b"/api/v1/openapi.json",
+    b"/static/console.css", b"/static/../server.py", b"/static/%2e%2e/server.py", b"/jobs/999999999", b"/jobs/-1",
+    b"/jobs/%31", b"/jobs/\xd9\xa1", b"/../../etc/passwd", b"//[", b"*",
     b"http://127.0.0.1/api/v1/jobs", b"http://[::1/", b"/%00", b"/%ff%fe", b"/%", b"/jobs/1%0d%0aX:%20y", b"///////",
     b"/" + b"a" * 66_000, b"/" + b"/".join([b"x"] * 5000), b"/jobs/1;a=b#c", b"?", b"", b"\\",
     b"/<script>alert(1)</script>", b"/api/v1/<img%20src=x>", b"/jobs/1\x00", b"/jobs/\xe2\x80\xae",
@@ -34,7 +37,10 @@ HEADERS = (
     b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Connection: keep-alive", b"Connection: Upgrade",
     b"Upgrade: h2c", b"Range: bytes=0-", b"Cookie: " + b"a=b; " * 2000, b"X: " + b"y" * 70_000, b" folded", b"NoColon",
     b": empty", b"\0: \0", b"X:\xff\xfe", b"Content-Type: multipart/form-data; boundary=" + b"-" * 500,
-    b"Host: evil.example", b"X-Forwarded-For: ' --", b"Accept: */*", b"Subject: =?utf-8?q?=ff?=",
+    b"Content-Type: application/x-www-form-urlencoded", b"Content-Type: application/json", b"Content-Length: 300000",
+    b"Authorization: Bearer \xff", b"Authorization: Bearer " + b"t" * 5000, b"Authorization: Basic OjA=",
+    b"Cookie: knowmvg=\xff; knowmvg-form=a", b"Cookie: knowmvg-oidc=a.b.c.d", b"Origin: null", b"Origin: http://[",
+    b"X-CSRF-Token: \xff", b"Host: evil.example", b"X-Forwarded-For: ' --", b"Accept: */*", b"Subject: =?utf-8?q?=ff?=",
 )  # fmt: skip
 VERSIONS = (
     *(b"HTTP/1.1",) * 6,
@@ -52,6 +58,11 @@ BODIES = (
     b"",
     b"",
     b"hello",
+    b"name=a&password=b&csrf=c",
+    b"csrf=%ff&name=%00&next=//evil.example",
+    b'{"ids": [1]}',
+    b'{"ids": [1e400]}',
+    b"[" * 4000,
     b"5\r\nhello\r\n0\r\n\r\n",
     b"ffffffffffffffff\r\n",
     b"\0" * 5000,
