@@ -6,6 +6,8 @@ address gets nothing.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +19,8 @@ from dicom_node.console.refusing import refuse
 from dicom_node.sockets import is_loopback
 
 MAX_BODY_BYTES = 256 * 1024
+BODY_WITHIN_S = 30
+"""So long the body of a request may take."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -74,15 +78,22 @@ class _Answer:
 
 
 class _Bounded:
-    """Receives a body that is not larger than allowed; of one that is, an end that comes too soon."""
+    """Receives a body that is not larger than allowed and comes in time; of another one, an end that comes too soon."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self._left = receive, MAX_BODY_BYTES
+        self._deadline = time.monotonic() + BODY_WITHIN_S
+        self._is_whole = False
 
     async def __call__(self) -> Message:
-        message = await self._receive()
+        try:
+            within_s = None if self._is_whole else max(self._deadline - time.monotonic(), 0)
+            message = await asyncio.wait_for(self._receive(), within_s)
+        except TimeoutError:
+            return {"type": "http.disconnect"}
         if message["type"] == "http.request":
             self._left -= len(message.get("body", b""))
+            self._is_whole = not message.get("more_body", False)
             if self._left < 0:
                 return {"type": "http.disconnect"}
         return message

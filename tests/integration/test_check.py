@@ -113,6 +113,9 @@ def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:
     path.write_text(f"broker: {{url: 'redis://queue', password_file: {password}}}\n")
     found = check_configuration(load_settings(path, {}), path)
     assert f"other users can read the secrets in {password}: chmod 600" in found.detail
+    tls = f"{{certificate: {tmp_path}/console.pem, key: {password}}}"
+    path.write_text(f"console: {{tls: {tls}}}\n")
+    assert str(password) in check_configuration(load_settings(path, {}), path).detail
     password.chmod(0o600)
     assert "chmod" not in check_configuration(load_settings(path, {}), path).detail
     password.chmod(0o640)  # as containers are given it, where it is root's

@@ -17,7 +17,9 @@ from urllib.parse import urlencode
 import pytest
 
 from dicom_node.config import Settings
+from dicom_node.console import guard
 from dicom_node.console import server as console_server
+from dicom_node.console.health import certificates
 from dicom_node.console.server import ConsoleServer, make_server
 from dicom_node.errors import SettingsError
 from tests.certificates import Authority
@@ -71,6 +73,7 @@ def test_over_tls_its_cookies_are_for_tls_alone(tmp_path: Path) -> None:
     certificate, key = authority.issue("console")
     console = Console(tmp_path, {"console": {"tls": {"certificate": str(certificate), "key": str(key)}}})
     console.add_user("anna", "viewer")
+    assert [use for use, _ in certificates(console.settings)] == ["console"]
     context = ssl.create_default_context(cafile=str(authority.ca))
     with serving(console) as server:
         cookies = sign_in(server, context, Origin=f"https://127.0.0.1:{server.port}")
@@ -128,6 +131,24 @@ def test_who_connects_and_does_not_ask_is_hung_up_on(
         connection.sendall(said)
         assert connection.recv(100) == b""
         assert 0.2 < time.monotonic() - began < 15
+    console.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/sign-in", "application/x-www-form-urlencoded"), ("/api/v1/jobs/retry", "application/json")]
+)
+def test_a_body_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str, kind: str
+) -> None:
+    monkeypatch.setattr(guard, "BODY_WITHIN_S", 0.3)
+    monkeypatch.setattr(console_server, "REQUEST_TIMEOUT_S", 1)
+    console = Console(tmp_path)
+    with serving(console) as server, socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 10\r\n\r\n"
+        connection.sendall(head.encode() + b"{1")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
     console.close()
 
 
