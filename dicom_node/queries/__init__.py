@@ -161,13 +161,7 @@ from dicom_node.queries.outcomes import (
     save_grounding,
     save_results,
 )
-from dicom_node.queries.overview import (
-    Hour,
-    PeerContact,
-    count_by_hour,
-    longest_waiting,
-    peer_contacts,
-)
+from dicom_node.queries.overview import Hour, PeerContact, count_by_hour, longest_waiting, peer_contacts
 from dicom_node.queries.processes import (
     ProcessFacts,
     ProcessState,
@@ -194,14 +188,7 @@ from dicom_node.queries.schema import (
     current_revision,
     upgrade_schema,
 )
-from dicom_node.queries.search import (
-    FoundDispatch,
-    FoundJob,
-    FoundPage,
-    JobSearch,
-    search_dispatches,
-    search_jobs,
-)
+from dicom_node.queries.search import FoundDispatch, FoundJob, FoundPage, JobSearch, search_dispatches, search_jobs
 from dicom_node.queries.snapshot import (
     Referenced,
     count_rows,
