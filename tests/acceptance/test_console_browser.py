@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
         thread.start()
         try:
             with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
                 yield Desk(node, pacs, browser, f"http://127.0.0.1:{server.port}")
                 browser.close()
         finally:
@@ -137,13 +138,9 @@ def test_without_scripts_all_but_switching_boxes_works(desk: Desk) -> None:
         page.goto("/jobs/1")
         page.get_by_label("Window centre").fill("1000")
         page.get_by_role("button", name="Apply").click()
-        expect(page.locator("svg.film image")).to_have_attribute("href", "/jobs/1/films/" + film_of(page))
+        uid = make_cxr_dataset(study="good").SOPInstanceUID
+        expect(page.locator("svg.film image")).to_have_attribute("href", f"/jobs/1/films/{uid}?centre=1000&width=4096")
         expect(page.get_by_label("Window centre")).to_have_value("1000")
-
-
-def film_of(page: Page) -> str:
-    uid = make_cxr_dataset(study="good").SOPInstanceUID
-    return f"{uid}?centre=1000&width=4096"
 
 
 def test_a_wrong_password_is_refused(desk: Desk) -> None:
