@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from sqlalchemy.orm import Session
 
 from dicom_node.config import Settings
 from dicom_node.console.charts import Chart, draw_chart
+from dicom_node.console.filters import Query as Asked
 from dicom_node.console.health import check_bell, check_scheduler, disk_limit, living, read_disk
 from dicom_node.console.site import Here
 from dicom_node.console.visitors import Viewer
@@ -106,7 +108,7 @@ class Process:
 
 
 @router.get("/")
-def show_overview(request: Request, here: Here, visitor: Viewer) -> HTMLResponse:
+def show_overview(request: Request, here: Here, visitor: Viewer, query: Annotated[Asked, Query()]) -> HTMLResponse:
     """Show how the node fares."""
     now, settings = here.clock(), here.settings
     with here.sessions() as session:
