@@ -154,6 +154,20 @@ def remove_command(name: NameArgument, config: ConfigOption = None) -> None:
     typer.echo(f"{name} is removed.")
 
 
+@app.command("sign-out")
+def sign_out_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As the console shows it, of whatever origin.")],
+    config: ConfigOption = None,
+) -> None:
+    """End what somebody has signed in, also by the configuration or the OpenID provider."""
+    settings = load_settings(config)
+    from dicom_node.queries import end_every_sign_in
+
+    ended: list[int] = []
+    _change(settings, lambda session, now: ended.append(end_every_sign_in(session, name)), f"signed {name} out")
+    typer.echo(f"{ended[0]} sign-ins of {name} ended.")
+
+
 @app.command("hash")
 def hash_command(password_file: PasswordFileOption = None) -> None:
     """Print the hash of a password, for console.users of the configuration."""

@@ -164,6 +164,12 @@ def end_sign_ins(session: Session, name: str) -> None:
     session.execute(delete(SignInRow).where(SignInRow.name == name, SignInRow.origin == "table"))
 
 
+def end_every_sign_in(session: Session, name: str) -> int:
+    """End all sign-ins of a name, wherever its account is; return how many there were."""
+    ended = delete(SignInRow).where(SignInRow.name == name).returning(SignInRow.token_sha256)
+    return len(session.scalars(ended).all())
+
+
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,17 @@ def test_what_is_no_name_and_no_role_is_refused(console: Console, arguments: str
     assert run(console, "users", *arguments.split())[0] == 2
 
 
+def test_what_is_signed_in_ends_when_an_administrator_says_so(tmp_path: Path) -> None:
+    console = Console(tmp_path, {"console": {"users": {"carl": {"role": "viewer", "password_hash": HASH}}}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"database": {"url": f"sqlite:///{tmp_path}/knowmvg.db"}}))
+    browser = console.sign_in("carl")
+    assert browser.get("/api/v1/jobs").status_code == 200
+    assert run(console, "users", "sign-out", "carl")[:2] == (0, "1 sign-ins of carl ended.\n")
+    assert browser.get("/api/v1/jobs").status_code == 401
+    assert console.events("account changed")[0].event.reason == "signed carl out"
+    console.close()
+
+
 def test_the_life_of_a_token(console: Console) -> None:
     status, token, _ = run(console, "tokens", "add", "reporting", "--role", "viewer", "--days", "90")
     assert (status, token.startswith("knowmvg_")) == (0, True)
