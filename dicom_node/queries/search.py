@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select, union
@@ -249,7 +249,7 @@ def _from(session: Session, since: datetime | None) -> int | None:
 
 
 def _until(session: Session, until: datetime | None) -> int | None:
-    return None if until is None else first_job_at(session, until + timedelta(seconds=1)) + DISORDER
+    return None if until is None else first_job_at(session, until) + DISORDER
 
 
 def first_job_at(session: Session, at: datetime) -> int:

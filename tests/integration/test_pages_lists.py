@@ -241,6 +241,15 @@ def test_what_no_page_knows_is_refused(console: Console, path: str) -> None:
     assert console.sign_in("admin").get(path).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/jobs?since=0001-01-01T00:00&until=9999-12-31T23:59:59.999999", "/audit?since=0001-01-01&until=9999-12-31",
+     "/jobs?before=2147483647&after=0", "/jobs?text=%25_%5C&ae=%25", "/audit?who=%22%5C&entry=4611686018427387904"],
+)  # fmt: skip
+def test_the_ends_of_what_may_be_asked_are_answered(console: Console, path: str) -> None:
+    assert console.sign_in("admin").get(path).status_code == 200
+
+
 def test_passwords_are_masked_in_the_configuration(tmp_path: Path) -> None:
     sections = {"broker": {"url": "redis://:s3cret@queue:6379/0"}}
     console = Console(tmp_path, sections)
