@@ -21,6 +21,7 @@ SMALL = {
     "batching": ["--studies", "16", "--batches", "8"],
     "broker": ["--messages", "60"],
     "burst": ["--studies", "12"],
+    "console": ["--jobs", "20000", "--requests", "20"],
     "full_size": ["--size", "tiny", "--studies", "4", "--batches", "1", "4", "--caches", "growing", "static"],
     "growth": ["--huge", "50000000", "--instances", "400"],
     "latency": ["--studies", "6"],

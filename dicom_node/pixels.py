@@ -71,7 +71,7 @@ def render(ds: Dataset) -> Image:
     A constant image is 0.5 everywhere. Raises UnreadablePixelsError for any dataset that cannot be decoded.
     """
     with _naming_damage(ds):
-        return _render(ds, _decode(ds))
+        return render_frame(ds, _decode(ds))
 
 
 def decode_frame(ds: Dataset) -> NDArray[Any]:
@@ -91,13 +91,17 @@ def _naming_damage(ds: Dataset) -> Iterator[None]:
         ) from error
 
 
-def _render(ds: Dataset, stored: NDArray[Any]) -> Image:
+def render_frame(ds: Dataset, stored: NDArray[Any], window: tuple[float, float] | None = None) -> Image:
+    """Return the picture of stored values of `ds`, which may be reduced, as `render` does.
+
+    `window` (centre, width; PS3.3 C.11.2.1.2.1) is taken instead of what the image says; a colour image has none.
+    """
     photometric = read_text(ds, "PhotometricInterpretation")
     if stored.ndim == 3:
         return _as_image(_stretch(stored[..., :3] @ LUMINANCE, *_bit_range(ds)))
     padding = _find_padding(ds, stored)
     values = apply_modality(ds, stored)
-    picture = _apply_window(ds, values, padding)
+    picture = _apply_window(ds, values, padding) if window is None else _show_window(values, *window)
     if photometric == "MONOCHROME1":
         picture = 1.0 - picture
     if padding is not None:
@@ -201,6 +205,13 @@ def _first_window(ds: Dataset, values: Values) -> Values | None:
     width = read_number(ds, "WindowWidth")
     is_step = width is not None and width <= 1 and read_text(ds, "VOILUTFunction") in ("", "LINEAR")
     return None if is_step else apply_window(ds, values)
+
+
+def _show_window(values: Values, centre: float, width: float) -> Values:
+    asked = Dataset()
+    asked.WindowCenter, asked.WindowWidth = centre, width
+    picture = apply_window(asked, values)
+    return np.full_like(values, 0.5) if picture is None else picture
 
 
 def _has_contrast(picture: Values) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from dicom_node import queries
 from dicom_node.instance import read_instance
-from dicom_node.queries import DispatchFilter, JobFilter
+from dicom_node.queries import AuditSearch, DispatchFilter, JobFilter, JobSearch
 from dicom_node.tables import Base
 from tests.builders import encode, make_cxr_dataset, make_report_dataset
 
@@ -260,6 +260,31 @@ def _since(**ago: float) -> Callable[..., Question]:
     return ask
 
 
+SEARCHES: dict[str, Callable[[datetime], JobSearch]] = {
+    "any": lambda _: JobSearch(),
+    "a later page": lambda _: JobSearch(before=2000),
+    "the page before": lambda _: JobSearch(after=2000),
+    "state": lambda _: JobSearch(state="FAILED"),
+    "state, a later page": lambda _: JobSearch(state="DELIVERED", before=2000),
+    "patient": lambda _: JobSearch("PID-77"),
+    "patient of many studies": lambda _: JobSearch("PHANTOM"),
+    "accession, state": lambda _: JobSearch("ACC-77", "DELIVERED"),
+    "study UID": lambda _: JobSearch(UID_OF_FIRST),
+    "instance UID": lambda _: JobSearch(f"{UID_OF_FIRST}.1"),
+    "number": lambda _: JobSearch("77"),
+    "nobody": lambda _: JobSearch("no such"),
+    "of a day": lambda now: JobSearch(since=now - timedelta(days=100), until=now - timedelta(days=99)),
+    "of a day, state": lambda now: JobSearch("", "FAILED", "", now - timedelta(days=100), now - timedelta(days=99)),
+    "words": lambda _: JobSearch(text="no such words"),
+    "words, state": lambda _: JobSearch(state="FAILED", text="archive did"),
+    "AE title": lambda _: JobSearch(ae_title="NOBODY"),
+    "AE title, state, of a day": lambda now: JobSearch(
+        "", "FAILED", "NOBODY", now - timedelta(days=100), now - timedelta(days=99)
+    ),
+}
+"""What people look for in the console."""
+
+
 def _removable(session: Session, now: datetime) -> object:
     before = now - timedelta(days=30)
     last: queries.Kept | None = None
@@ -333,6 +358,26 @@ LISTS: dict[str, Question] = {
     "audit, kind, since": lambda session, now: queries.list_audit(
         session, 100, "application start", now - timedelta(hours=1)
     ),
+    **{
+        f"search, {name}": lambda session, now, wanted=wanted: queries.search_jobs(session, wanted(now))
+        for name, wanted in SEARCHES.items()
+    },
+    **{
+        f"look for deliveries, {state} to {name or 'any'}": lambda session, _, state=state, name=name: (
+            queries.search_dispatches(session, state, name, before=1000)
+        )
+        for state, name in (("DEAD", ""), ("DEAD", "pacs"), ("PENDING", "pacs"))
+    },
+    "look for events": lambda session, now: queries.search_audit(session, AuditSearch(before=(now, 10**6))),
+    "look for events, kind, who": lambda session, now: queries.search_audit(
+        session, AuditSearch("instances received", UID_OF_FIRST, since=now - timedelta(days=365), until=now)
+    ),
+    "the last day by hour": lambda session, now: queries.count_by_hour(session, now),
+    "longest in each state of the way": lambda session, _: queries.longest_waiting(session),
+    "contacts of peers": lambda session, _: queries.peer_contacts(session),
+    "contacts of destinations": lambda session, _: queries.destination_states(session),
+    "study": lambda session, _: queries.show_study(session, UID_OF_FIRST),
+    "job in a list": lambda session, _: queries.find_job(session, 8),
     "audit to send": lambda session, now: queries.unsent_audit(session, now, 200),
     "audit not sent": lambda session, _: queries.count_unsent_audit(session),
     "inputs to remove": _removable,

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 
-from dicom_node.audit import AuditEvent
 from dicom_node.config import DestinationSettings, masked
 from dicom_node.console import documents
 from dicom_node.console.api import ABSENT, IMPOSSIBLE, REFUSALS
 from dicom_node.console.filters import AuditQuery
-from dicom_node.console.looking import UNAUDITED
+from dicom_node.console.looking import note_trail_read
 from dicom_node.console.site import Here, RefusedError
 from dicom_node.console.visitors import Admin, Operator, Viewer
 from dicom_node.delivery import OPEN_DISPATCHES
 from dicom_node.errors import NodeError
-from dicom_node.logs import log_event
 from dicom_node.queries import (
-    DATABASE_ERRORS,
     DestinationState,
     destination_counts,
     destination_states,
     list_audit,
-    note_audit,
 )
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/api/v1", responses=REFUSALS)
 
@@ -108,13 +101,7 @@ def try_echo(called: DestinationSettings, calling_ae_title: str) -> dict[str, An
 @router.get("/audit", response_model=list[documents.AuditEntry])
 def get_audit(here: Here, visitor: Admin, query: Annotated[AuditQuery, Query()]) -> list[dict[str, Any]]:
     """List the audit trail, the latest first. That it was read is noted in it first."""
-    try:
-        with here.sessions.begin() as session:
-            event = AuditEvent("audit trail read", actor=visitor.name, actor_address=visitor.address)
-            note_audit(session, event, "console", here.clock())
-    except DATABASE_ERRORS as error:
-        log_event(logger, "access not audited", level=logging.ERROR, error=type(error).__name__)
-        raise RefusedError(503, UNAUDITED) from None
+    note_trail_read(here, visitor)
     with here.sessions() as session:
         entries = list_audit(session, query.limit, query.kind, query.after)
     return [entry.to_json() for entry in entries]

@@ -34,6 +34,25 @@ def _parse_instant(value: str) -> datetime:
 Text = Annotated[str, AfterValidator(_refuse_nul)]
 
 
+def parse_local(value: str | None) -> datetime | None:
+    """Return an instant as a form sends it, in UTC: one that names no zone is UTC, as all that pages show."""
+    if value is None:
+        return None
+    instant = datetime.fromisoformat(value)
+    return instant.astimezone(UTC) if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _check_local(value: str) -> str:
+    try:
+        parse_local(value)
+    except (ValueError, OverflowError):
+        raise ValueError("is a time, as 2026-01-31T12:00") from None
+    return value
+
+
+Instant = Annotated[str, AfterValidator(_check_local)]
+
+
 class Query(BaseModel):
     """A query string; what it does not name is refused."""
 

@@ -9,6 +9,8 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dicom_node.console.wording import FILTERS, PAGES
+from dicom_node.results.values import NOTE
 from dicom_node.study import State
 
 HERE = Path(__file__).parent
@@ -33,8 +35,8 @@ def _spell_status(value: object) -> object:
 environment = Environment(
     loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-environment.filters |= {"instant": _shorten_instant, "dash": _or_dash, "status": _spell_status}
-environment.globals |= {"STATES": STATES}
+environment.filters |= {"instant": _shorten_instant, "dash": _or_dash, "status": _spell_status, **FILTERS}
+environment.globals |= {"STATES": STATES, "PAGES": PAGES, "NOTE": NOTE}
 
 
 def render_page(name: str, **context: Any) -> str:

@@ -5,8 +5,8 @@ inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps
 results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
 says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
 people, `counts` says how much there is, `processes` what lives and has counted, `notifications` what administrators are
-told, `changes` is what administrators do, `accounts` who uses the console, `snapshot` takes all of it along, `hints`
-tells engines what they do not know.
+told, `search` and `overview` answer the console, `changes` is what administrators do, `accounts` who uses the console,
+`snapshot` takes all of it along, `hints` tells engines what they do not know.
 """
 
 from dicom_node.queries.accounts import (
@@ -35,6 +35,8 @@ from dicom_node.queries.accounts import (
 )
 from dicom_node.queries.audit import (
     AuditEntry,
+    AuditPage,
+    AuditSearch,
     about_study,
     claim_audit,
     count_unsent_audit,
@@ -44,6 +46,7 @@ from dicom_node.queries.audit import (
     note_process,
     note_received,
     release_audit,
+    search_audit,
     unsent_audit,
 )
 from dicom_node.queries.changes import (
@@ -159,6 +162,7 @@ from dicom_node.queries.outcomes import (
     save_grounding,
     save_results,
 )
+from dicom_node.queries.overview import Hour, PeerContact, count_by_hour, longest_waiting, peer_contacts
 from dicom_node.queries.processes import (
     ProcessFacts,
     ProcessState,
@@ -185,6 +189,7 @@ from dicom_node.queries.schema import (
     current_revision,
     upgrade_schema,
 )
+from dicom_node.queries.search import FoundDispatch, FoundJob, FoundPage, JobSearch, search_dispatches, search_jobs
 from dicom_node.queries.snapshot import (
     Referenced,
     count_rows,
@@ -203,11 +208,13 @@ from dicom_node.queries.views import (
     JobDetail,
     JobFilter,
     JobSummary,
+    StudyFacts,
     find_dispatch,
     find_job,
     list_dispatches,
     list_jobs,
     show_job,
+    show_study,
 )
 
 __all__ = [
@@ -219,6 +226,8 @@ __all__ = [
     "ApiToken",
     "Arrival",
     "AuditEntry",
+    "AuditPage",
+    "AuditSearch",
     "Author",
     "Change",
     "CommitmentRequest",
@@ -229,12 +238,18 @@ __all__ = [
     "DispatchFilter",
     "DispatchSummary",
     "Ending",
+    "FoundDispatch",
+    "FoundJob",
+    "FoundPage",
     "HeldInstance",
+    "Hour",
     "JobDetail",
     "JobFilter",
+    "JobSearch",
     "JobSummary",
     "Kept",
     "Message",
+    "PeerContact",
     "PreviousResult",
     "ProcessFacts",
     "ProcessState",
@@ -244,6 +259,7 @@ __all__ = [
     "RequestEnd",
     "StoredInstance",
     "StoredResult",
+    "StudyFacts",
     "User",
     "about_study",
     "accepted_sr_class",
@@ -266,6 +282,7 @@ __all__ = [
     "claim_waiting",
     "close_job",
     "copy_log",
+    "count_by_hour",
     "count_instances",
     "count_jobs",
     "count_quarantined",
@@ -319,6 +336,7 @@ __all__ = [
     "load_results",
     "load_snapshot",
     "lock_job",
+    "longest_waiting",
     "make_engine",
     "make_sessions",
     "mark_audit",
@@ -341,6 +359,7 @@ __all__ = [
     "oldest_message",
     "open_dispatches",
     "open_sign_in",
+    "peer_contacts",
     "plan_messages",
     "prepare_snapshot",
     "previous_results",
@@ -363,8 +382,12 @@ __all__ = [
     "rung",
     "save_grounding",
     "save_results",
+    "search_audit",
+    "search_dispatches",
+    "search_jobs",
     "sender_of",
     "show_job",
+    "show_study",
     "snapshot_revision",
     "succeed_try",
     "take_snapshot",

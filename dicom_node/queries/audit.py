@@ -6,6 +6,7 @@ Who sends them claims them first, so that of several senders one has each; a row
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,8 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Select, Text, bindparam, cast, func, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased, sessionmaker
 
 from dicom_node.audit import AuditEvent, Kind
 from dicom_node.clock import Clock
@@ -163,6 +164,73 @@ def list_audit(
     if since is not None:
         statement = statement.where(AuditRow.at >= since)
     return tuple(map(_entry, session.scalars(statement)))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSearch:
+    """Which events are looked for; empty or None: any.
+
+    `who`: the whole of an actor's or a peer's name, an address, a Patient ID, a Study Instance UID or a reason,
+    whatever its case. `before`: the entry (its time and number) that the page of those before it is asked for.
+    """
+
+    kind: str = ""
+    who: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    before: tuple[datetime, int] | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Events, the latest first. `older` is the entry that the next page is of those before; `broken_off`: so far was
+    looked, older ones may fit as well."""
+
+    entries: tuple[AuditEntry, ...]
+    older: tuple[datetime, int] | None
+    broken_off: bool = False
+
+
+AUDIT_LOOKED_AT = 5000
+"""Events that are looked at for one page where `who` is asked for, to which no index leads."""
+
+
+def search_audit(session: Session, wanted: AuditSearch) -> AuditPage:
+    """Return the page of events that fit."""
+    ordered = select(AuditRow).order_by(AuditRow.at.desc(), AuditRow.id.desc())
+    if wanted.kind:
+        ordered = ordered.where(AuditRow.kind == wanted.kind)
+    if wanted.since is not None:
+        ordered = ordered.where(AuditRow.at >= wanted.since)
+    if wanted.until is not None:
+        ordered = ordered.where(AuditRow.at < wanted.until)
+    if wanted.before is not None:
+        at, number = wanted.before
+        ordered = ordered.where(AuditRow.at <= at, or_(AuditRow.at < at, AuditRow.id < number))
+    if not wanted.who:
+        rows = list(session.scalars(ordered.limit(wanted.limit + 1)))
+        entries = tuple(map(_entry, rows[: wanted.limit]))
+        return AuditPage(entries, _place(entries[-1]) if len(rows) > wanted.limit else None)
+    return _look_through(session, wanted, ordered)
+
+
+def _look_through(session: Session, wanted: AuditSearch, ordered: Select[Any]) -> AuditPage:
+    looked = aliased(AuditRow, ordered.limit(AUDIT_LOOKED_AT).subquery())
+    text = json.dumps(wanted.who.lower())  # as the column holds it, with its quotation marks: a whole value
+    fits = func.lower(cast(looked.event, Text)).contains(text, autoescape=True)
+    found = select(looked).where(fits).order_by(looked.at.desc(), looked.id.desc()).limit(wanted.limit + 1)
+    entries = tuple(map(_entry, session.scalars(found)))
+    if len(entries) > wanted.limit:
+        return AuditPage(entries[: wanted.limit], _place(entries[wanted.limit - 1]))
+    last = session.execute(
+        ordered.with_only_columns(AuditRow.at, AuditRow.id).offset(AUDIT_LOOKED_AT - 1).limit(1)
+    ).one_or_none()
+    return AuditPage(entries, (last.at, last.id) if last else None, last is not None)
+
+
+def _place(entry: AuditEntry) -> tuple[datetime, int]:
+    return entry.at, entry.audit_id
 
 
 def count_unsent_audit(session: Session) -> int:

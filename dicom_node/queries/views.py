@@ -146,6 +146,21 @@ def _changed(wanted: JobFilter, since: datetime) -> Select[Any]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class StudyFacts:
+    """Whose study it is, and which of its revisions is the current one."""
+
+    patient_id: str
+    accession_number: str
+    revision: int
+
+
+def show_study(session: Session, study_instance_uid: str) -> StudyFacts | None:
+    """Return what is known of a study, or None if there is none."""
+    row = session.get(StudyRow, study_instance_uid)
+    return StudyFacts(row.patient_id, row.accession_number, row.revision) if row else None
+
+
 def find_job(session: Session, job_id: int) -> JobSummary | None:
     """Return a job as it is in a list, or None if there is none of this number."""
     job = session.get(JobRow, job_id)

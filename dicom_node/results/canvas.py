@@ -39,12 +39,23 @@ def fit_scale(rows: float, columns: float) -> float:
     return min(max(1.0, MIN_HEIGHT / rows), MAX_SIDE / max(rows, columns))
 
 
-def make_picture(grey: NDArray[np.floating], width: int, height: int) -> PillowImage.Image:
-    """Return the RGB picture, `width` x `height`, of grey values in [0, 1]."""
-    picture = PillowImage.fromarray(np.round(np.clip(np.nan_to_num(grey), 0.0, 1.0) * 255.0).astype(np.uint8))
+def make_picture(
+    grey: NDArray[np.floating], width: int, height: int, extent: tuple[float, float] | None = None
+) -> PillowImage.Image:
+    """Return the RGB picture, `width` x `height`, of grey values in [0, 1].
+
+    `extent`: how many columns and rows of the values the picture shows, where the last ones reach beyond its edge.
+    """
+    picture = PillowImage.fromarray(to_bytes(grey))
     if picture.size != (width, height):
-        picture = picture.resize((width, height), PillowImage.Resampling.BICUBIC)
+        box = (0.0, 0.0, *extent) if extent else None
+        picture = picture.resize((width, height), PillowImage.Resampling.BICUBIC, box)
     return picture.convert("RGB")
+
+
+def to_bytes(grey: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Return grey values in [0, 1] as those of a screen."""
+    return np.asarray(np.round(np.clip(np.nan_to_num(grey), 0.0, 1.0) * 255.0), np.uint8)
 
 
 def text_size(picture: PillowImage.Image) -> int:

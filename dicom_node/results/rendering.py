@@ -25,6 +25,7 @@ from dicom_node.grayscale import (
 from dicom_node.header import DECODE_ERRORS, MANUFACTURER, MODEL_NAME, read_items, read_number, read_text
 from dicom_node.pixels import decode_frame, render
 from dicom_node.results import canvas
+from dicom_node.results.film import Reduced
 from dicom_node.results.labels import place_labels
 from dicom_node.results.page import Passage, Region, draw_page
 from dicom_node.results.regions import read_listed, read_regions, refers_to
@@ -38,25 +39,28 @@ from dicom_node.results.state import (
     refers_to_image,
     select_item,
 )
-from dicom_node.results.values import GSPS_SOP_CLASS, NOTE, is_grayscale
+from dicom_node.results.values import GSPS_SOP_CLASS, NOTE, is_grayscale, read_size
 
 MAX_TEXT = 0.05
 """Height of a line of text as a share of the picture, however large its bounding box is."""
 
 
-def draw_presentation_state(state: Dataset, image: Dataset) -> PillowImage.Image:
+def draw_presentation_state(state: Dataset, image: Dataset, reduced: Reduced | None = None) -> PillowImage.Image:
     """Return the RGB picture of the image as the Grayscale Softcopy Presentation State shows it.
 
-    Raises PermanentError where the state is none of this image or is damaged, UnreadablePixelsError where the image is.
+    `reduced` is the image's frame, decoded already and perhaps made smaller; the picture is then smaller, too. Raises
+    PermanentError where the state is none of this image or is damaged, UnreadablePixelsError where the image is.
     """
-    frame = decode_frame(image)
     with _naming_damage(state):
         _refuse_other_state(state, image)
-        rows, columns = frame.shape
+    frame = reduced or Reduced(decode_frame(image), 1)
+    with _naming_damage(state):
+        rows, columns = (size / frame.factor for size in read_size(image))
         aspect = read_aspect(state, image)
         scale = canvas.fit_scale(rows * aspect, columns)
         view = read_view(state, image, max(1, round(columns * scale)), max(1, round(rows * scale * aspect)))
-        grey = canvas.make_picture(_apply_state(state, image, frame), view.width, view.height)
+        values = _apply_state(state, image, frame.values)
+        grey = canvas.make_picture(values, view.width, view.height, (columns, rows))
         picture = PillowImage.fromarray(np.ascontiguousarray(view.turn(np.asarray(grey))))
         _draw_layers(picture, read_layers(state, image, view))
         return picture

@@ -251,10 +251,11 @@ def test_a_look_at_a_job_is_audited_and_a_head_request_is_none(get: Get, session
 
 
 def test_the_pages_show_the_jobs(get: Get) -> None:
-    page = get("/")
+    assert '/jobs?state=RECEIVING"><span class="count">2<' in get("/").body
+    page = get("/jobs")
     assert page.headers["Content-Type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
-    assert make_cxr_dataset(study="half").StudyInstanceUID in page.body
+    assert make_cxr_dataset(study="half").AccessionNumber in page.body
     (job,) = get("/api/v1/jobs?patient=PID-half").document  # type: ignore[misc]
     assert f"/jobs/{job['job_id']}" in page.body
     assert "Timeline" in get(f"/jobs/{job['job_id']}").body

@@ -29,6 +29,7 @@ FROM_THE_LAST = {
     "jobs, since a minute": "jobs", "jobs, since a year": "jobs", "jobs, DELIVERED": "jobs",
     "jobs, since a minute, DELIVERED": "jobs", "jobs, since a year, DELIVERED": "jobs",
     "deliveries, DELIVERED": "dispatches", "deliveries to pacs": "dispatches",
+    "search, any": "jobs", "search, words": "jobs", "search, AE title": "jobs",
 }  # fmt: skip
 """Questions that read a table from its last row on until they have as many as they list."""
 
@@ -95,8 +96,11 @@ OF_HUNDREDS = {"inputs to remove"}
 """Questions about hundreds of studies at once, for which PostgreSQL reads tables as small as these by right."""
 
 MORE = 4
-GROW = {"jobs, limit 1000", "count of jobs", "jobs, patient of many studies", "audit, kind", "deliveries to moved"}
-"""Questions that have more rows for an answer, or count, where there are more jobs."""
+GROW = {
+    "jobs, limit 1000", "count of jobs", "jobs, patient of many studies", "audit, kind", "deliveries to moved",
+    "search, words, state", "look for events, kind, who",
+}  # fmt: skip
+"""Questions that have more rows for an answer, count, or look through so many at most, where there are more jobs."""
 
 
 def steps_of(folder: Path, jobs: int) -> dict[str, int]:
