@@ -39,11 +39,21 @@ def keep_private() -> None:
     os.umask(PRIVATE)
 
 
+def share_cores() -> None:
+    """Have torch's threads sleep while they wait for each other; before torch is imported.
+
+    They spin by default, and on cores that others use too (of the queue `io`, of the archive) they spin while the one
+    that they wait for is not let run: the model took 0.5 to 5 seconds then instead of 0.2.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def begin(process: str, config: Path | None) -> Settings:
     """Return the settings of a long-running command, its log lines named after `process`."""
     from dicom_node.logs import configure_logging
 
     keep_private()
+    share_cores()
     settings = load_settings(config)
     configure_logging(process)
     return settings

@@ -17,7 +17,7 @@ import yaml
 from dicom_node.cli import main
 from dicom_node.cli.findings import finding_rows
 from dicom_node.cli.node import parse_queues
-from dicom_node.cli.options import parse_since
+from dicom_node.cli.options import parse_since, share_cores
 from dicom_node.cli.terminal import print_table, printable, printable_instant
 from dicom_node.config import MASK
 
@@ -207,3 +207,12 @@ def test_the_receiver_loads_no_decoder() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_processes_of_the_node_let_idle_threads_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
