@@ -22,9 +22,10 @@ def describe_machine() -> str:
 
 
 def describe_commit() -> str:
-    """Return the commit that was measured, and whether anything was changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """Return the commit that was measured, and whether any code differed from it."""
+    commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", ".", ":!docs"], check=False).returncode
+    return (commit.stdout.strip() or "unknown") + (" and changes" if changed else "")
 
 
 def make_section(name: str, what: str, command: str, day: str, output: str) -> str:
