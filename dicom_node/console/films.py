@@ -91,15 +91,15 @@ class Films:
         self._pictures: Recent[Hashable, bytes] = Recent(PICTURES_KEPT)
         self._facts: Recent[str, FilmFacts] = Recent(FACTS_KEPT)
         self._contents: Recent[str, ContentItem] = Recent(FILMS_KEPT)
-        self._shown: Recent[tuple[str, str, int], datetime] = Recent(SHOWN_KEPT)
+        self._shown: Recent[tuple[str, str, str, int], datetime] = Recent(SHOWN_KEPT)
 
     def note_shown(self, visitor: Visitor, job_id: int, now: datetime) -> None:
         """Note that a visitor was shown the page of a job, and that this is in the audit trail."""
-        self._shown.keep((visitor.name, visitor.address, job_id), now)
+        self._shown.keep((visitor.way, visitor.name, visitor.address, job_id), now)
 
     def was_shown(self, visitor: Visitor, job_id: int, now: datetime) -> bool:
         """Tell whether a visitor was shown the page of a job a moment ago."""
-        at = self._shown.get((visitor.name, visitor.address, job_id))
+        at = self._shown.get((visitor.way, visitor.name, visitor.address, job_id))
         return at is not None and now - at <= SHOWN_FOR
 
     def read_facts(self, storage: Storage, key: str) -> FilmFacts:

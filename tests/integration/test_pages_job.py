@@ -147,6 +147,18 @@ def test_a_look_at_a_film_is_audited_once_with_its_page(node: Node) -> None:
     assert node.console.events("study accessed")[0].event.actor == "viewer"
 
 
+def test_a_head_request_for_the_page_makes_no_look_at_its_films_unseen(node: Node) -> None:
+    node.deliver()
+    films = sources(node.browse("admin").get("/jobs/1").text)["films"]
+    noted = len(node.console.events("study accessed"))
+    browser = node.browse()
+    assert browser.head("/jobs/1").status_code == 200
+    assert len(node.console.events("study accessed")) == noted
+    picture(browser.get(films[0]))
+    assert node.console.events("study accessed")[0].event.actor == "viewer"
+    assert len(node.console.events("study accessed")) == noted + 1
+
+
 def test_what_was_removed_or_lost_is_said_and_the_rest_is_shown(node: Node) -> None:
     node.deliver()
     browser = node.browse()
