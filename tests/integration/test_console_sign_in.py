@@ -153,6 +153,16 @@ def test_a_sign_in_ends_when_nobody_is_seen_and_in_any_case(console: Console) ->
     assert not is_in(browser)
 
 
+def test_a_page_that_keeps_itself_up_to_date_keeps_nobody_signed_in(console: Console) -> None:
+    browser = console.sign_in("anna")
+    for _ in range(29):
+        console.clock.move(minutes=1)
+        assert browser.get("/jobs", headers={"X-Refresh": "1"}).status_code == 200
+    console.clock.move(minutes=1)
+    assert browser.get("/jobs", headers={"X-Refresh": "1"}).status_code == 303
+    assert not is_in(browser)
+
+
 def test_a_sign_in_has_a_token_of_its_own_whatever_cookie_was_there(console: Console) -> None:
     browser = console.browser()
     browser.cookies.set("knowmvg", "chosen by somebody else", domain="127.0.0.1")
