@@ -107,8 +107,12 @@ class Films:
         if (kept := self._facts.get(key)) is not None:
             return kept
         header = read_stored(storage, key, pixels=False)
-        rows, columns = read_size(header)
-        return self._facts.keep(key, FilmFacts(rows, columns, find_aspect(header), suggest_window(header)))
+        try:
+            rows, columns = read_size(header)
+            facts = FilmFacts(rows, columns, find_aspect(header), suggest_window(header))
+        except DECODE_ERRORS as error:
+            raise RefusedError(422, f"its header is damaged ({type(error).__name__})") from None
+        return self._facts.keep(key, facts)
 
     def read_content(self, storage: Storage, key: str) -> ContentItem:
         """Return the content tree of a stored SR."""

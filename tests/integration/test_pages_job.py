@@ -16,7 +16,7 @@ from pydicom.uid import JPEG2000Lossless
 
 from dicom_node.console.films import Films
 from dicom_node.pixels import render
-from tests.builders import decode, make_cxr_dataset, make_pixels, make_report_dataset
+from tests.builders import decode, encode, make_cxr_dataset, make_pixels, make_report_dataset
 from tests.fakes import FakeGrounder, FakePacs
 from tests.pages import Node, sources
 
@@ -192,6 +192,25 @@ def test_damaged_files_are_said_to_be_damaged(node: Node) -> None:
     assert page.text.count("cannot be shown") >= 2
     film = f"/jobs/1/films/{make_cxr_dataset().SOPInstanceUID}"
     assert browser.get(film).status_code == 422
+
+
+def test_a_header_that_says_what_cannot_be_is_said_and_the_rest_is_shown(node: Node) -> None:
+    """A film of 65535 bits, and a presentation state whose rectangle has no corners."""
+    node.deliver()
+    for file in node.storage.root.rglob("*.dcm"):
+        ds = decode(file.read_bytes())
+        if "BitsStored" in ds:
+            del ds.WindowCenter, ds.WindowWidth
+            ds.BitsStored = 65535
+        elif ds.Modality == "PR":
+            ds.GraphicAnnotationSequence[0].GraphicObjectSequence[0].GraphicData = None
+        file.write_bytes(encode(ds))
+    node.console.app.state.films = Films()
+    page = node.browse().get("/jobs/1")
+    assert page.status_code == 200
+    assert "The film cannot be shown: its header is damaged (OverflowError)." in page.text
+    assert "It is damaged and cannot be shown (TypeError)." in page.text
+    assert "Small left pleural effusion." in page.text
 
 
 def test_films_are_decoded_one_at_a_time_and_nobody_waits_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
