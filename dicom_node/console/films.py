@@ -42,6 +42,12 @@ SHOWN_FOR = timedelta(minutes=10)
 WAIT_S = 20.0
 """For the film before: a large one takes some seconds."""
 
+WAITING = 16
+"""Requests that a picture is drawn for, or that wait for it. Each has one of the 40 threads that answer everything
+else as well: whoever asks for one more is told to ask again."""
+
+BUSY = "other films are being decoded; load this page again in a moment"
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -86,7 +92,7 @@ class Films:
 
     def __init__(self) -> None:
         """Nothing is kept yet."""
-        self._decoding = threading.Semaphore(1)
+        self._decoding, self._places = threading.Semaphore(1), threading.Semaphore(WAITING)
         self._films: Recent[str, Film] = Recent(FILMS_KEPT)
         self._pictures: Recent[Hashable, bytes] = Recent(PICTURES_KEPT)
         self._facts: Recent[str, FilmFacts] = Recent(FACTS_KEPT)
@@ -153,12 +159,17 @@ class Films:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._decoding.acquire(timeout=WAIT_S):
-            raise RefusedError(503, "other films are being decoded; load this page again in a moment")
+        if not self._places.acquire(blocking=False):
+            raise RefusedError(503, BUSY)
         try:
-            yield
+            if not self._decoding.acquire(timeout=WAIT_S):
+                raise RefusedError(503, BUSY)
+            try:
+                yield
+            finally:
+                self._decoding.release()
         finally:
-            self._decoding.release()
+            self._places.release()
 
 
 def read_stored(storage: Storage, key: str, *, pixels: bool = True) -> Dataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from httpx import Response
 from PIL import Image as PillowImage
 from pydicom.uid import JPEG2000Lossless
 
-from dicom_node.console.films import Films
+from dicom_node.console.films import WAITING, Films
 from dicom_node.pixels import render
 from tests.builders import decode, encode, make_cxr_dataset, make_pixels, make_report_dataset
 from tests.fakes import FakeGrounder, FakePacs
@@ -228,6 +229,30 @@ def test_films_are_decoded_one_at_a_time_and_nobody_waits_for_ever(node: Node, m
     for asker in askers:
         asker.join()
     assert answers == [200] * 4
+
+
+def test_films_that_wait_leave_threads_for_everything_else(node: Node) -> None:
+    node.deliver()
+    browser = node.browse()
+    (film,) = sources(browser.get("/jobs/1").text)["films"]
+    films: Films = node.console.app.state.films
+    answers: list[int] = []
+
+    def look(centre: int) -> None:
+        answers.append(browser.get(f"{film}?centre={centre}&width=100").status_code)
+
+    looks = [threading.Thread(target=look, args=(centre,)) for centre in range(30)]
+    with films._alone():
+        for one in looks:
+            one.start()
+        until = time.monotonic() + 15
+        while len(answers) < len(looks) - WAITING + 1:
+            assert time.monotonic() < until, answers
+            time.sleep(0.02)
+        assert set(answers) == {503}
+    for one in looks:
+        one.join()
+    assert sorted(answers) == [200] * (WAITING - 1) + [503] * (len(looks) - WAITING + 1)
 
 
 def test_a_phrase_that_was_not_localised_is_listed_and_marked(node: Node) -> None:
