@@ -104,6 +104,11 @@ def test_who_is_not_let_in_is_not_told_why_but_the_audit_trail_is(
     assert (entry.event.success, entry.event.actor, entry.event.reason) == (False, actor, why)
 
 
+def test_a_name_that_no_database_takes_is_refused(console: Console) -> None:
+    """PostgreSQL takes no NUL; it is not to be told as a database that is away."""
+    assert console.sign_in("an\0na").last.status_code == 400
+
+
 def test_who_fails_often_waits_longer_each_time_and_others_do_not(console: Console) -> None:
     browser = console.browser()
     for _ in range(5):
