@@ -10,9 +10,12 @@ import logging
 import re
 import sys
 import time
+import warnings
 from typing import Any
 
 _PLAIN = re.compile(r'^[^\s"=]+$')
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would begin another line, or have a terminal do something."""
 
 
 def log_event(logger: logging.Logger, event: str, *, level: int = logging.INFO, **facts: object) -> None:
@@ -38,7 +41,7 @@ class LineFormatter(logging.Formatter):
         instant = f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z"
         facts: dict[str, Any] = getattr(record, "facts", {})
         words = [instant, record.levelname, self.process, record.getMessage(), *_render(facts)]
-        line = " ".join(words).replace("\n", " | ")
+        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], " ".join(words).replace("\n", " | "))
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -60,5 +63,8 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for noisy in ("pynetdicom", "pydicom", "alembic", "kombu", "celery", "amqp", "highdicom"):
+    # pydicom and highdicom tell of each value that is not as PS3.5 wants it, and print it: it may be a patient's
+    warnings.simplefilter("ignore", UserWarning)
+    logging.getLogger("pydicom").setLevel(max(level, logging.ERROR))
+    for noisy in ("pynetdicom", "alembic", "kombu", "celery", "amqp", "highdicom"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))

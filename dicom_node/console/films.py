@@ -42,6 +42,12 @@ SHOWN_FOR = timedelta(minutes=10)
 WAIT_S = 20.0
 """For the film before: a large one takes some seconds."""
 
+WAITING = 16
+"""Requests that a picture is drawn for, or that wait for it. Each has one of the 40 threads that answer everything
+else as well: whoever asks for one more is told to ask again."""
+
+BUSY = "other films are being decoded; load this page again in a moment"
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
@@ -86,20 +92,20 @@ class Films:
 
     def __init__(self) -> None:
         """Nothing is kept yet."""
-        self._decoding = threading.Semaphore(1)
+        self._decoding, self._places = threading.Semaphore(1), threading.Semaphore(WAITING)
         self._films: Recent[str, Film] = Recent(FILMS_KEPT)
         self._pictures: Recent[Hashable, bytes] = Recent(PICTURES_KEPT)
         self._facts: Recent[str, FilmFacts] = Recent(FACTS_KEPT)
         self._contents: Recent[str, ContentItem] = Recent(FILMS_KEPT)
-        self._shown: Recent[tuple[str, str, int], datetime] = Recent(SHOWN_KEPT)
+        self._shown: Recent[tuple[str, str, str, int], datetime] = Recent(SHOWN_KEPT)
 
     def note_shown(self, visitor: Visitor, job_id: int, now: datetime) -> None:
         """Note that a visitor was shown the page of a job, and that this is in the audit trail."""
-        self._shown.keep((visitor.name, visitor.address, job_id), now)
+        self._shown.keep((visitor.way, visitor.name, visitor.address, job_id), now)
 
     def was_shown(self, visitor: Visitor, job_id: int, now: datetime) -> bool:
         """Tell whether a visitor was shown the page of a job a moment ago."""
-        at = self._shown.get((visitor.name, visitor.address, job_id))
+        at = self._shown.get((visitor.way, visitor.name, visitor.address, job_id))
         return at is not None and now - at <= SHOWN_FOR
 
     def read_facts(self, storage: Storage, key: str) -> FilmFacts:
@@ -107,8 +113,12 @@ class Films:
         if (kept := self._facts.get(key)) is not None:
             return kept
         header = read_stored(storage, key, pixels=False)
-        rows, columns = read_size(header)
-        return self._facts.keep(key, FilmFacts(rows, columns, find_aspect(header), suggest_window(header)))
+        try:
+            rows, columns = read_size(header)
+            facts = FilmFacts(rows, columns, find_aspect(header), suggest_window(header))
+        except DECODE_ERRORS as error:
+            raise RefusedError(422, f"its header is damaged ({type(error).__name__})") from None
+        return self._facts.keep(key, facts)
 
     def read_content(self, storage: Storage, key: str) -> ContentItem:
         """Return the content tree of a stored SR."""
@@ -149,12 +159,17 @@ class Films:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._decoding.acquire(timeout=WAIT_S):
-            raise RefusedError(503, "other films are being decoded; load this page again in a moment")
+        if not self._places.acquire(blocking=False):
+            raise RefusedError(503, BUSY)
         try:
-            yield
+            if not self._decoding.acquire(timeout=WAIT_S):
+                raise RefusedError(503, BUSY)
+            try:
+                yield
+            finally:
+                self._decoding.release()
         finally:
-            self._decoding.release()
+            self._places.release()
 
 
 def read_stored(storage: Storage, key: str, *, pixels: bool = True) -> Dataset:

@@ -60,13 +60,14 @@ def come_back(
     asked, next = _asked(request.cookies.get(cookie_name(here.settings.console, ASKED_COOKIE), ""))
     if asked is None or not is_same(state, asked.state):
         return show_sign_in(request, here, "/", "The sign-in was not begun in this browser, or too long ago.", 400)
-    if error or not code:
-        return _refuse(request, here, f"the provider says {error[:64] or 'nothing'}", 403)
     of_here = of_address(address_of(request))
     with here.sessions.begin() as session:
         wait = begin_try(session, {of_here: TRIES_OF_ADDRESS}, here.clock())
-    if wait:
+    if wait:  # before anything is noted: anybody may begin a sign-in, and say what the provider never said
         return show_sign_in(request, here, "/", ask_to_wait(wait), 429)
+    if error or not code:
+        said = "".join(letter for letter in error[:64] if letter.isprintable())
+        return _refuse(request, here, f"the provider says {said or 'nothing'}", 403)
     try:
         provider = find_provider(request, settings)
         claims = provider.claims_of(code, asked, _redirect_uri(request, here), here.clock())

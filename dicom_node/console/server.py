@@ -26,7 +26,10 @@ from dicom_node.tls import console_context
 logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 10
-"""From the connection to the end of the first request's headers, and between two requests."""
+"""From the connection, or from an answer, to the end of the next request's headers."""
+
+SEND_WITHIN_S = 120
+"""So long a client may take to read what it asked for: a large film has some megabytes."""
 
 MAX_CONNECTIONS = 200
 """More are answered with 503."""
@@ -36,7 +39,9 @@ STOP_S = 3
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on who connects and does not ask."""
+    """HTTP/1.1 that hangs up on who connects and does not ask, or asks and does not read."""
+
+    _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait."""
@@ -46,7 +51,26 @@ class PatientProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._deadline.cancel()
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        """Begin to wait again: uvicorn itself does so no more once the first byte of another request is there."""
+        super().on_response_complete()
+        self._deadline.cancel()
+        self._deadline = self.loop.call_later(REQUEST_TIMEOUT_S, self._hang_up)
+
+    def pause_writing(self) -> None:
+        """Let who does not read have some time."""
+        super().pause_writing()
+        self._sending = self._sending or self.loop.call_later(SEND_WITHIN_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: it has been read."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+        super().resume_writing()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Answer who says no more, where the request is whole; TLS knows no connection that is closed by half."""
@@ -69,8 +93,9 @@ class PatientProtocol(H11Protocol):
 
     def _hang_up(self) -> None:
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None and not self.transport.is_closing():
-            self.transport.close()
+        if cycle is None or cycle.response_complete:
+            self.transport.close()  # which waits for what is not read yet
+            self._deadline = self.loop.call_later(SEND_WITHIN_S, self.transport.abort)
 
 
 class ConsoleServer:

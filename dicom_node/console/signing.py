@@ -26,6 +26,7 @@ from dicom_node.accounts import (
 )
 from dicom_node.audit import AuditEvent
 from dicom_node.config import ConsoleSettings, Role
+from dicom_node.console.filters import Text
 from dicom_node.console.site import Here, RefusedError, Site
 from dicom_node.console.visitors import (
     SentCsrf,
@@ -67,7 +68,7 @@ def sign_in(
     request: Request,
     here: Here,
     sent: SentCsrf,
-    name: Annotated[str, Form(max_length=64)] = "",
+    name: Annotated[Text, Form(max_length=64)] = "",
     password: Annotated[str, Form()] = "",
     next: Annotated[str, Form()] = "/",
 ) -> Response:

@@ -129,7 +129,7 @@ def find_visitor(request: Request, here: Site) -> Visitor | None:
     if kind.lower() == "bearer":
         return _by_token(here, token.strip(), address)
     if cookie := request.cookies.get(cookie_name(settings)):
-        visitor = _by_cookie(here, cookie, address)
+        visitor = _by_cookie(here, cookie, address, is_asked="x-refresh" not in request.headers)
         if visitor is not None:
             return visitor
     if settings.local_role is not None and is_loopback(address) and is_loopback(host_of(request.headers["host"])):
@@ -145,7 +145,8 @@ def _by_token(here: Site, token: str, address: str) -> Visitor | None:
     return Visitor(f"token {found.name}", found.role, "", address, "token")
 
 
-def _by_cookie(here: Site, cookie: str, address: str) -> Visitor | None:
+def _by_cookie(here: Site, cookie: str, address: str, *, is_asked: bool) -> Visitor | None:
+    """Return who is signed in. What a page asks for by itself (not `is_asked`) is no sign of somebody being there."""
     now, key = here.clock(), digest(cookie)
     with here.sessions.begin() as session:
         sign_in = find_sign_in(session, key)
@@ -154,7 +155,7 @@ def _by_cookie(here: Site, cookie: str, address: str) -> Visitor | None:
         role = current_role(session, here.settings.console, sign_in)
     if role is None:
         return None
-    if now - sign_in.seen_at >= SEEN_EVERY:
+    if is_asked and now - sign_in.seen_at >= SEEN_EVERY:
         _keep_seen(here, key, now)
     return Visitor(sign_in.name, role, csrf_of(cookie), address)
 

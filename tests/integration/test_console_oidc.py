@@ -12,6 +12,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from dicom_node.accounts import TRIES_OF_ADDRESS
 from dicom_node.clock import utc_now
 from dicom_node.config import load_settings
 from dicom_node.errors import SettingsError
@@ -148,6 +149,19 @@ def test_a_provider_that_refuses_is_told(console: Console) -> None:
     answer = browser.get("/sign-in/oidc/callback", params={"state": state, "error": "<script>access_denied"})
     assert answer.status_code == 403
     assert "&lt;script&gt;access_denied" in answer.text
+
+
+def test_who_makes_up_refusals_of_the_provider_has_to_wait(console: Console) -> None:
+    """Each is noted in the audit trail, and anybody may begin a sign-in."""
+    browser = console.browser()
+    state = parse_qs(urlsplit(go(browser)).query)["state"][0]
+    answers = [
+        browser.get("/sign-in/oidc/callback", params={"state": state, "error": "a\0\x1b[2Jb"}).status_code
+        for _ in range(TRIES_OF_ADDRESS + 2)
+    ]
+    assert answers == [403] * TRIES_OF_ADDRESS + [429] * 2
+    reasons = {entry.event.reason for entry in console.events("sign-in")}
+    assert reasons == {"OpenID provider: the provider says a[2Jb"}
 
 
 def test_the_page_offers_it_and_only_where_it_is_configured(console: Console, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from dicom_node.config import Settings
 from dicom_node.console import guard
@@ -131,6 +133,40 @@ def test_who_connects_and_does_not_ask_is_hung_up_on(
         connection.sendall(said)
         assert connection.recv(100) == b""
         assert 0.2 < time.monotonic() - began < 15
+    console.close()
+
+
+def test_who_asks_once_and_begins_to_ask_again_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_server, "REQUEST_TIMEOUT_S", 3)
+    console = Console(tmp_path)
+    with serving(console) as server, socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).endswith(b"ok\n")
+        connection.sendall(b"GET /he")
+        assert connection.recv(100) == b""
+    console.close()
+
+
+@pytest.mark.parametrize("count", [1, 400])
+def test_who_asks_and_does_not_read_is_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """What is not read fills the socket's buffers first: of many answers, and of one that is larger than they are."""
+    monkeypatch.setattr(console_server, "REQUEST_TIMEOUT_S", 3)
+    monkeypatch.setattr(console_server, "SEND_WITHIN_S", 1)
+    console = Console(tmp_path)
+    console.app.router.routes.insert(0, Route("/large", lambda _: PlainTextResponse("a" * 20_000_000 * (count == 1))))
+    with serving(console) as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        path = "/large" if count == 1 else "/static/console.css"
+        connection.setblocking(False)
+        with suppress(BlockingIOError):
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * count)
+        known = server._server.server_state.connections
+        for wanted in (True, False):
+            until = time.monotonic() + 15
+            while bool(known) != wanted:
+                assert time.monotonic() < until
+                time.sleep(0.02)
     console.close()
 
 

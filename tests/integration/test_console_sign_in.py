@@ -104,6 +104,11 @@ def test_who_is_not_let_in_is_not_told_why_but_the_audit_trail_is(
     assert (entry.event.success, entry.event.actor, entry.event.reason) == (False, actor, why)
 
 
+def test_a_name_that_no_database_takes_is_refused(console: Console) -> None:
+    """PostgreSQL takes no NUL; it is not to be told as a database that is away."""
+    assert console.sign_in("an\0na").last.status_code == 400
+
+
 def test_who_fails_often_waits_longer_each_time_and_others_do_not(console: Console) -> None:
     browser = console.browser()
     for _ in range(5):
@@ -150,6 +155,16 @@ def test_a_sign_in_ends_when_nobody_is_seen_and_in_any_case(console: Console) ->
         console.clock.move(minutes=20)
         assert is_in(browser)
     console.clock.move(minutes=20)
+    assert not is_in(browser)
+
+
+def test_a_page_that_keeps_itself_up_to_date_keeps_nobody_signed_in(console: Console) -> None:
+    browser = console.sign_in("anna")
+    for _ in range(29):
+        console.clock.move(minutes=1)
+        assert browser.get("/jobs", headers={"X-Refresh": "1"}).status_code == 200
+    console.clock.move(minutes=1)
+    assert browser.get("/jobs", headers={"X-Refresh": "1"}).status_code == 303
     assert not is_in(browser)
 
 

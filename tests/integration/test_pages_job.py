@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -14,9 +15,9 @@ from httpx import Response
 from PIL import Image as PillowImage
 from pydicom.uid import JPEG2000Lossless
 
-from dicom_node.console.films import Films
+from dicom_node.console.films import WAITING, Films
 from dicom_node.pixels import render
-from tests.builders import decode, make_cxr_dataset, make_pixels, make_report_dataset
+from tests.builders import decode, encode, make_cxr_dataset, make_pixels, make_report_dataset
 from tests.fakes import FakeGrounder, FakePacs
 from tests.pages import Node, sources
 
@@ -147,6 +148,18 @@ def test_a_look_at_a_film_is_audited_once_with_its_page(node: Node) -> None:
     assert node.console.events("study accessed")[0].event.actor == "viewer"
 
 
+def test_a_head_request_for_the_page_makes_no_look_at_its_films_unseen(node: Node) -> None:
+    node.deliver()
+    films = sources(node.browse("admin").get("/jobs/1").text)["films"]
+    noted = len(node.console.events("study accessed"))
+    browser = node.browse()
+    assert browser.head("/jobs/1").status_code == 200
+    assert len(node.console.events("study accessed")) == noted
+    picture(browser.get(films[0]))
+    assert node.console.events("study accessed")[0].event.actor == "viewer"
+    assert len(node.console.events("study accessed")) == noted + 1
+
+
 def test_what_was_removed_or_lost_is_said_and_the_rest_is_shown(node: Node) -> None:
     node.deliver()
     browser = node.browse()
@@ -182,6 +195,25 @@ def test_damaged_files_are_said_to_be_damaged(node: Node) -> None:
     assert browser.get(film).status_code == 422
 
 
+def test_a_header_that_says_what_cannot_be_is_said_and_the_rest_is_shown(node: Node) -> None:
+    """A film of 65535 bits, and a presentation state whose rectangle has no corners."""
+    node.deliver()
+    for file in node.storage.root.rglob("*.dcm"):
+        ds = decode(file.read_bytes())
+        if "BitsStored" in ds:
+            del ds.WindowCenter, ds.WindowWidth
+            ds.BitsStored = 65535
+        elif ds.Modality == "PR":
+            ds.GraphicAnnotationSequence[0].GraphicObjectSequence[0].GraphicData = None
+        file.write_bytes(encode(ds))
+    node.console.app.state.films = Films()
+    page = node.browse().get("/jobs/1")
+    assert page.status_code == 200
+    assert "The film cannot be shown: its header is damaged (OverflowError)." in page.text
+    assert "It is damaged and cannot be shown (TypeError)." in page.text
+    assert "Small left pleural effusion." in page.text
+
+
 def test_films_are_decoded_one_at_a_time_and_nobody_waits_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.deliver()
     monkeypatch.setattr("dicom_node.console.films.WAIT_S", 0.1)
@@ -197,6 +229,30 @@ def test_films_are_decoded_one_at_a_time_and_nobody_waits_for_ever(node: Node, m
     for asker in askers:
         asker.join()
     assert answers == [200] * 4
+
+
+def test_films_that_wait_leave_threads_for_everything_else(node: Node) -> None:
+    node.deliver()
+    browser = node.browse()
+    (film,) = sources(browser.get("/jobs/1").text)["films"]
+    films: Films = node.console.app.state.films
+    answers: list[int] = []
+
+    def look(centre: int) -> None:
+        answers.append(browser.get(f"{film}?centre={centre}&width=100").status_code)
+
+    looks = [threading.Thread(target=look, args=(centre,)) for centre in range(30)]
+    with films._alone():
+        for one in looks:
+            one.start()
+        until = time.monotonic() + 15
+        while len(answers) < len(looks) - WAITING + 1:
+            assert time.monotonic() < until, answers
+            time.sleep(0.02)
+        assert set(answers) == {503}
+    for one in looks:
+        one.join()
+    assert sorted(answers) == [200] * (WAITING - 1) + [503] * (len(looks) - WAITING + 1)
 
 
 def test_a_phrase_that_was_not_localised_is_listed_and_marked(node: Node) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +60,12 @@ def test_a_received_line_break_makes_no_second_line(lines: io.StringIO) -> None:
     assert lines.getvalue().count("\n") == 1
 
 
+def test_what_was_received_has_a_terminal_do_nothing(lines: io.StringIO) -> None:
+    log_event(logging.getLogger("test_logs"), "refused", reason="a\r\x1b[2Jb\x9bc\u2028d")
+    assert len(lines.getvalue().splitlines()) == 1
+    assert lines.getvalue().endswith('reason="a\\r\\x1b[2Jb\\x9bc\\u2028d"\n')
+
+
 def test_the_level_is_named(lines: io.StringIO) -> None:
     log_event(logging.getLogger("test_logs"), "disk full", level=logging.ERROR)
     assert " ERROR receiver disk full" in lines.getvalue()
@@ -89,6 +97,28 @@ def test_configure_logging_writes_to_standard_error_and_hushes_the_libraries(
     assert written.out == ""
     assert written.err.endswith(" INFO worker study grounded\n")
     assert "Accepting" not in written.err
+
+
+def test_a_value_that_a_library_does_not_like_is_not_printed() -> None:
+    """In a process of its own: pytest has warnings its own way."""
+    script = """
+import io, logging, warnings
+from dicom_node.file import read_dataset
+from dicom_node.header import read_text
+from dicom_node.logs import configure_logging
+from tests.builders import encode, make_cxr_dataset
+from pydicom import config
+config.settings.writing_validation_mode = config.IGNORE
+with warnings.catch_warnings(action="ignore"):
+    content = encode(make_cxr_dataset(PatientBirthDate="1960-BORN", ViewPosition="of Doe^Jane"))
+configure_logging("console")
+ds = read_dataset(io.BytesIO(content), pixels=False)
+assert read_text(ds, "ViewPosition") == "of Doe^Jane" and read_text(ds, "PatientBirthDate") == "1960-BORN"
+logging.getLogger("dicom_node").warning("done")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("WARNING console done\n")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_of_an_exception_only_its_text_is_kept(caplog: pytest.LogCaptureFixture) -> None:

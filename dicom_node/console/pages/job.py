@@ -36,7 +36,8 @@ class JobPageQuery(FilmQuery):
 def show_one(visit: Visiting, job_id: JobId, query: Annotated[JobPageQuery, Query()]) -> HTMLResponse:
     """Show one job."""
     job = look_at_job(visit.request, visit.site, visit.visitor, job_id)
-    visit.films.note_shown(visit.visitor, job_id, visit.site.clock())
+    if not visit.request.scope.get("is_head"):  # which nobody was shown anything by
+        visit.films.note_shown(visit.visitor, job_id, visit.site.clock())
     read = read_job(visit.site, visit.films, job)
     context = describe_job(job, read, visit.visitor, query.window)
     return render(visit.request, "job.html", **context, said=SAID[query.said] if query.said else "")

@@ -16,6 +16,7 @@ from dicom_node.console.films import FilmFacts, Films, read_stored
 from dicom_node.console.findings import ShownBox, ShownFinding, show_findings
 from dicom_node.console.site import RefusedError, Site
 from dicom_node.errors import NodeError
+from dicom_node.header import DECODE_ERRORS
 from dicom_node.orientation import UPRIGHT, Orientation, orientation_of
 from dicom_node.queries import (
     JobDetail,
@@ -243,8 +244,10 @@ def _show_state(storage: Storage, path: str, result: StoredResult, held: Mapping
         if image is None or image.removed_at is not None:
             return StoredObject(title, "GSPS", uid, path, "Its film is not kept any more.", labels=labels)
         return StoredObject(title, "GSPS", uid, path, picture=f"{path}.png", labels=labels)
-    except (NodeError, ValueError, AttributeError, IndexError) as error:
+    except NodeError as error:
         return StoredObject(title, "GSPS", uid, path, f"It cannot be shown: {error}.")
+    except DECODE_ERRORS as error:
+        return StoredObject(title, "GSPS", uid, path, f"It is damaged and cannot be shown ({type(error).__name__}).")
 
 
 def write_query(window: Window | None) -> str:

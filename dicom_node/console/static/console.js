@@ -195,8 +195,10 @@ class Live {
     if (!this.isOn || document.hidden || this.isAsking || chosen || isReading) return;
     this.isAsking = true;
     try {
-      const answer = await fetch(this.part.dataset.live);
-      if (answer.redirected || !answer.ok) throw new Error(String(answer.status));
+      // nobody asks for this: it keeps no sign-in alive, and where that is over, nothing of patients stays on the screen
+      const answer = await fetch(this.part.dataset.live, { headers: { "X-Refresh": "1" } });
+      if (answer.redirected) return location.reload();
+      if (!answer.ok) throw new Error(String(answer.status));
       this.replace(await answer.text());
       this.say();
     } catch {
