@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from dicom_node.cli.options import refuse_absent_file
 from dicom_node.clock import utc_now
-from dicom_node.config import DestinationSettings, Settings, load_settings
+from dicom_node.config import DestinationSettings, Settings, find_file, load_settings
 from dicom_node.console.health import Check, check_database, check_storage
 from dicom_node.errors import NodeError, SettingsError
 from dicom_node.objects import open_bucket
@@ -26,7 +26,7 @@ def run_checks(config: Path | None) -> Iterator[Check]:
     except SettingsError as error:
         yield Check("configuration", False, str(error))
         return
-    yield check_configuration(settings, config)
+    yield check_configuration(settings, find_file(config))
     yield check_rows(settings)
     yield check_broker(settings)
     yield check_bytes(settings)
@@ -42,7 +42,7 @@ def check_configuration(settings: Settings, config: Path | None) -> Check:
     warning = "" if settings.receiver.any or settings.receiver.peers else "; receiver.peers is empty, nobody can send"
     warning += _describe_exposed(settings, config)
     warning += "" if settings.destinations else "; destinations is empty, results go nowhere"
-    return Check("configuration", True, f"{config or 'default'}: lets in {peers}{warning}")
+    return Check("configuration", True, f"{config or 'built-in defaults'}: lets in {peers}{warning}")
 
 
 def _describe_exposed(settings: Settings, config: Path | None) -> str:

@@ -5,7 +5,7 @@ are relative to the folder of the configuration file (or the working folder with
 """
 
 from dicom_node.config.console import CertificateSettings, ConsoleSettings, OidcSettings, Role, UserSettings
-from dicom_node.config.loading import DEFAULT_FILE, ENVIRONMENT_PREFIX, MASK, load_settings, mask_url, masked
+from dicom_node.config.loading import DEFAULT_FILE, ENVIRONMENT_PREFIX, MASK, find_file, load_settings, mask_url, masked
 from dicom_node.config.section import Section
 from dicom_node.config.sections import (
     AssemblySettings,
@@ -60,6 +60,7 @@ __all__ = [
     "StorageSettings",
     "UserSettings",
     "WebhookSettings",
+    "find_file",
     "load_settings",
     "mask_url",
     "masked",

@@ -29,13 +29,18 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
     Without `path`, config.yaml of the working folder is read if there is one. Raises SettingsError with every fault.
     """
     environment = os.environ if environment is None else environment
-    file = path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    file = find_file(path)
     values = _overlay(_read_yaml(file) if file else {}, environment)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(_describe(error, file)) from None
     return _resolve(settings, (file.parent if file else Path()).resolve())
+
+
+def find_file(path: Path | None = None) -> Path | None:
+    """Return the file that is read: `path`, else config.yaml of the working folder; None if there is none."""
+    return path or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
 
 
 def masked(settings: Settings) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def check_database(settings: Settings, engine: Engine) -> Check:
     except SchemaError as error:
         return Check("database", False, str(error))
     except DBAPIError as error:
-        return Check("database", False, f"{url} does not answer: {error.orig}; see database.url")
+        return Check("database", False, f"{url} does not answer: {' '.join(str(error.orig).split())}; see database.url")
 
 
 def check_storage(settings: Settings) -> Check:

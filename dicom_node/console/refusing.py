@@ -64,6 +64,8 @@ def _explain(fault: dict[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         return f"{name} is not known here"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"] == ("body",):
+        return f"the body of the request: {message}; /api/v1/openapi.json says what it holds"
     return f"{name}: {message}" if name else message
 
 

@@ -160,7 +160,9 @@ class Orthanc:
 
     ae_title, port, http_port = "ORTHANC", 4242, 8052
 
-    def __init__(self, folder: Path, network: Network, node_port: int, *, dicomweb: bool = False) -> None:
+    def __init__(
+        self, folder: Path, network: Network, node_port: int, *, dicomweb: bool = False, routes: bool = False
+    ) -> None:
         require("Orthanc", "getscu")
         if dicomweb and not Path(DICOMWEB_PLUGIN).exists():
             missing("the DICOMweb plug-in of Orthanc is not installed")
@@ -169,6 +171,8 @@ class Orthanc:
             "Name": "acceptance",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
+            "LuaScripts": [str(ROOT / "deploy" / "orthanc" / "knowmvg.lua")] if routes else [],
+            "JobsHistorySize": 1000,
             "Plugins": [DICOMWEB_PLUGIN] if dicomweb else [],
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True, "WadoRoot": "/wado"},
             "DicomAet": self.ae_title,
@@ -178,7 +182,7 @@ class Orthanc:
             "RemoteAccessAllowed": True,
             "AuthenticationEnabled": False,
             "DicomModalities": {
-                "node": ["KNOWMVG", "127.0.0.1", node_port],
+                "knowmvg": ["KNOWMVG", "127.0.0.1", node_port],
                 "reader": {"AET": "READER", "Host": "127.0.0.1", "Port": 11199, "AllowGet": True},
             },
             "StableAge": 1,
@@ -196,6 +200,16 @@ class Orthanc:
     def get(self, path: str) -> bytes:
         """Return the body that its REST interface answers."""
         return fetch(f"http://127.0.0.1:{self.http_port}{path}", self._enter)
+
+    def put(self, path: Path) -> None:
+        """Have it store a file, as from its own pages."""
+        script = "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], open(sys.argv[2], 'rb').read(), 20)"
+        url = f"http://127.0.0.1:{self.http_port}/instances"
+        run_peer([*self._enter, sys.executable, "-I", "-c", script, url, str(path)])
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return its own jobs: what it sends, and the storage commitments that it answers."""
+        return list(json.loads(self.get("/jobs?expand")))
 
     def count(self) -> int:
         """Return how many instances it holds."""

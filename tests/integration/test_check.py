@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,29 @@ def test_a_wrong_configuration_is_the_only_check(
     assert "receiver.port" in check["detail"]
     assert run_main(monkeypatch, "check", "--config", str(tmp_path / "wrong.yaml")) == 1
     assert capsys.readouterr().out.startswith("FAIL  configuration")
+
+
+def test_a_database_that_does_not_answer_is_told_on_one_line(write: Write) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        port = unheard.getsockname()[1]
+        check = check_rows(
+            load_settings(write(database={"url": f"postgresql+psycopg://node@127.0.0.1:{port}/node"}), {})
+        )
+    assert not check.ok
+    assert "does not answer" in check.detail
+    assert "\n" not in check.line
+
+
+def test_the_file_that_was_read_is_named_and_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert next(run_checks(None)).detail.startswith("built-in defaults: ")
+    path = tmp_path / "config.yaml"
+    path.write_text("broker: {url: 'redis://:secret@queue'}\n")
+    path.chmod(0o644)
+    found = next(run_checks(None)).detail
+    assert found.startswith("config.yaml: ")
+    assert "secrets in config.yaml" in found
 
 
 def test_secrets_that_others_can_read_are_named(tmp_path: Path) -> None:

@@ -313,3 +313,9 @@ def test_no_secret_and_no_patient_is_logged(node: Node, caplog: pytest.LogCaptur
     ours = "\n".join(record.getMessage() for record in caplog.records if not record.name.startswith("httpx"))
     for word in ("PID-1", "ACC-1", "a password", "knowmvg_"):
         assert word not in ours
+
+
+def test_a_body_that_is_missing_is_asked_for(node: Node) -> None:
+    status, answer = node.post("deliveries/replay")
+    assert status == 400
+    assert answer["error"].startswith("the body of the request: ")

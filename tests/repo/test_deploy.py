@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -361,6 +362,24 @@ def test_a_unit_may_do_little_and_reads_secrets_that_it_is_given(path: Path) -> 
     used = {line.rpartition("/")[2] for line in unit_lines(path, "Environment") if "=%d/" in line}
     assert given == used == {"database_password", "broker_password"}
     assert f" {UID} " in (DEPLOY / "systemd" / "knowmvg.sysusers").read_text(encoding="utf-8")
+
+
+def test_the_command_for_root_gives_what_the_units_have() -> None:
+    script = DEPLOY / "systemd" / "knowmvg.sh"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["sh", "-n", str(script)], check=False, timeout=60).returncode == 0
+    text = script.read_text(encoding="utf-8")
+    for path in UNITS:
+        (file,) = unit_lines(path, "EnvironmentFile")
+        (folder,) = unit_lines(path, "WorkingDirectory")
+        assert f". {file}\n" in text
+        assert f"cd {folder}\n" in text
+        for line in unit_lines(path, "LoadCredential"):
+            assert line.partition(":")[2] in text
+        secrets = [line for line in unit_lines(path, "Environment") if "=%d/" in line]
+        assert [line for line in secrets if line.replace("%d", "$secrets") + "\n" not in text] == []
+        (user,) = unit_lines(path, "User")
+        assert f"setpriv --reuid={user} --regid={user} --init-groups /opt/knowmvg/bin/knowmvg" in text
 
 
 def test_systemd_understands_the_units_and_finds_them_well_closed(tmp_path: Path) -> None:
