@@ -80,7 +80,7 @@ class Probe:
 
     def descriptors(self) -> int:
         """Return how many are open, without the database's: the pool keeps as many as were needed at once."""
-        names = [os.readlink(one) for one in Path(f"/proc/{self.pid}/fd").iterdir()]
+        names = [str(one.readlink()) for one in Path(f"/proc/{self.pid}/fd").iterdir()]
         return sum("knowmvg.db" not in name for name in names)
 
 
