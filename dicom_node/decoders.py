@@ -7,6 +7,7 @@ senders send. A name that stands for nothing among the loaded modules cannot be 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 DECODERS = ("gdcm", "_gdcm", "PIL", "pylibjpeg", "openjpeg", "libjpeg", "rle", "jpeg_ls")
 """Packages that pydicom decodes with, beside numpy."""
@@ -15,5 +16,5 @@ DECODERS = ("gdcm", "_gdcm", "PIL", "pylibjpeg", "openjpeg", "libjpeg", "rle", "
 def keep_decoders_out() -> None:
     """Let this process never load a decoder; before pydicom is imported, or it is too late."""
     if "pydicom" not in sys.modules:
-        for name in DECODERS:
-            sys.modules[name] = None  # type: ignore[assignment]
+        loaded: dict[str, Any] = sys.modules
+        loaded |= dict.fromkeys(DECODERS)

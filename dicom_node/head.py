@@ -122,16 +122,16 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
         return None
     while at + 12 <= end:
         tag, vr, length, body = (_implicit if is_implicit else _explicit)(block, at)
+        if stops(tag) and tag != _ITEM_DELIMITATION:  # first: behind the meta information the encoding is another
+            return _Scanned(elements, at, True)
         if vr == "":
             return None
-        if stops(tag) and tag != _ITEM_DELIMITATION:
-            return _Scanned(elements, at, True)
         if length == _UNDEFINED or body + length > end or tag == _ITEM_DELIMITATION:
             break
         if tag in tags or tag == _CHARACTER_SET:
-            value = block[body : body + length] if length else empty_value_for_VR(vr, raw=True)
+            value: Any = block[body : body + length] if length else empty_value_for_VR(vr, raw=True)
             key = BaseTag(tag)
-            elements[key] = RawDataElement(key, vr, length, value, body, is_implicit, True)  # type: ignore[arg-type]
+            elements[key] = RawDataElement(key, vr, length, value, body, is_implicit, True)
         at = body + length
     return _Scanned(elements, at, False)
 
@@ -193,9 +193,9 @@ def _encodings_of(elements: dict[BaseTag, Any]) -> Any:
 
 
 @functools.lru_cache(64)
-def _encodings(vr: str | None, value: bytes) -> tuple[str, ...]:
+def _encodings(vr: str | None, value: bytes | None) -> tuple[str, ...]:
     """Return the names that Python has for the character sets of a Specific Character Set (PS3.3 C.12.1.1.2)."""
-    element = RawDataElement(BaseTag(_CHARACTER_SET), vr, len(value), value, 0, vr is None, True)
+    element = RawDataElement(BaseTag(_CHARACTER_SET), vr, len(value or b""), value, 0, vr is None, True)
     return tuple(convert_encodings(convert_raw_data_element(element).value))
 
 

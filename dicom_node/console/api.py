@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Request
 
 from dicom_node.console import documents
-from dicom_node.console.changing import change, change_each, resend
+from dicom_node.console.changing import change, change_each, current_job, resend
 from dicom_node.console.documents import MAX_NUMBER
 from dicom_node.console.filters import DeliveryQuery, JobQuery
 from dicom_node.console.looking import look_at_job
 from dicom_node.console.site import Here, RefusedError, Site
 from dicom_node.console.visitors import Operator, Viewer
-from dicom_node.queries import JobFilter, find_dispatch, find_job, list_dispatches, list_jobs
+from dicom_node.queries import find_dispatch, find_job, list_dispatches, list_jobs
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": documents.Refusal, "description": why}
@@ -118,6 +118,4 @@ def _known(here: Site, job_id: int) -> int:
 
 
 def _changed(here: Site, study: str) -> dict[str, Any]:
-    """Return the current job of a study."""
-    with here.sessions() as session:
-        return list_jobs(session, JobFilter(study=study, limit=1))[0].to_json()
+    return current_job(here, study).to_json()

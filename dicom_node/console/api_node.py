@@ -26,8 +26,6 @@ from dicom_node.queries import (
 
 router = APIRouter(prefix="/api/v1", responses=REFUSALS)
 
-UNKNOWN = DestinationState(0, None, None, None, None)
-
 
 @router.get("/destinations", response_model=list[documents.Destination])
 def get_destinations(here: Here, visitor: Viewer) -> list[dict[str, Any]]:
@@ -37,7 +35,7 @@ def get_destinations(here: Here, visitor: Viewer) -> list[dict[str, Any]]:
         states = destination_states(session)
         for one in here.settings.destinations:
             counts = destination_counts(session, one.name, here.clock())
-            state = states.get(one.name, UNKNOWN)
+            state = states.get(one.name, DestinationState())
             instants = {key: getattr(state, key) for key in ("hold_until", "last_contact_at", "last_error_at")}
             documents_.append(
                 {

@@ -15,8 +15,11 @@ from dicom_node.errors import NodeError
 from dicom_node.queries import (
     Author,
     Change,
+    JobFilter,
+    JobSummary,
     cancel_job,
     change_audited,
+    list_jobs,
     reground_job,
     replay_dispatch,
     resend_job,
@@ -58,6 +61,12 @@ def resend(here: Site, visitor: Visitor, job_id: int, destination: str | None) -
     where = f"to {destination}" if destination else "to every destination"
     send = functools.partial(resend_job, destination=destination)
     return _apply(here, visitor, send, f"resent job {{}} {where}", job_id)
+
+
+def current_job(here: Site, study: str) -> JobSummary:
+    """Return the job of a study's latest revision."""
+    with here.sessions() as session:
+        return list_jobs(session, JobFilter(study=study, limit=1))[0]
 
 
 def _apply(here: Site, visitor: Visitor, wanted: Change, reason: str, number: int) -> str:

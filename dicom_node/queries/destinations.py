@@ -44,13 +44,13 @@ def hold_destination(session: Session, destination: str, error: str, now: dateti
 
 @dataclass(frozen=True, slots=True)
 class DestinationState:
-    """How a destination fares: whether it is held, and why."""
+    """How a destination fares: whether it is held, and why; without values, one that was never tried."""
 
-    failures: int
-    hold_until: datetime | None
-    last_contact_at: datetime | None
-    last_error: str | None
-    last_error_at: datetime | None
+    failures: int = 0
+    hold_until: datetime | None = None
+    last_contact_at: datetime | None = None
+    last_error: str | None = None
+    last_error_at: datetime | None = None
 
 
 def destination_states(session: Session) -> dict[str, DestinationState]:

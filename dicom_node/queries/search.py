@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Select, func, select, union
 from sqlalchemy.orm import Session
 
 from dicom_node.queries.hints import unindexed
+from dicom_node.queries.views import JobSummary
 from dicom_node.tables import DispatchRow, InstanceRow, JobRow, ReportReferenceRow, ResultRow, StudyRow
 
 LOOKED_AT = 5000
@@ -49,19 +50,9 @@ class JobSearch:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundJob:
-    """A job in the list of the console."""
+class FoundJob(JobSummary):
+    """A job in the list of the console, with whose study it is of."""
 
-    job_id: int
-    study_instance_uid: str
-    revision: int
-    state: str
-    outcome: str | None
-    priority: str
-    failure: str | None
-    attempts: int
-    created_at: datetime
-    updated_at: datetime
     patient_id: str
     accession_number: str
 

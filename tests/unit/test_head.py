@@ -78,8 +78,9 @@ def test_every_encoding_reads_as_by_pydicom(make: Any, syntax: str, undefined: b
     assert found == outcome_by_pydicom(content)
 
 
-def test_a_plain_head_is_read_without_pydicom(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = encode_as(make_image(), ExplicitVRLittleEndian)
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_a_plain_head_is_read_without_pydicom(monkeypatch: pytest.MonkeyPatch, syntax: str) -> None:
+    content = encode_as(make_image(), syntax)
     expected = outcome_by_pydicom(content)
     for name in ("data_element_generator", "read_dataset"):
         monkeypatch.setattr(head, name, None)
@@ -111,6 +112,14 @@ def test_damage_is_read_as_by_pydicom(content: bytes, changes: list[tuple[int, b
         damaged[at : at + len(change)] = change
     content = bytes(damaged[:end])
     assert outcome(content) == outcome_by_pydicom(content)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_an_empty_character_set_is_none(syntax: str) -> None:
+    content = encode_as(make_cxr_dataset(SpecificCharacterSet=""), syntax)
+    found = outcome(content)
+    assert isinstance(found, instance.Instance)
+    assert found == outcome_by_pydicom(content)
 
 
 def test_a_head_in_another_encoding_than_it_says_is_read() -> None:

@@ -13,12 +13,12 @@ from dicom_node.console.charts import HEIGHT, draw_chart, round_up
 from dicom_node.console.findings import ShownBox, ShownFinding
 from dicom_node.console.pages.job import actions_of, describe_job, say_status, time_events
 from dicom_node.console.pages.jobs import ListQuery, describe_list
-from dicom_node.console.pages.overview import NEVER, Disk, draw_hours, state_of
+from dicom_node.console.pages.overview import Disk, draw_hours, state_of
 from dicom_node.console.pages.reading import Reading, ShownFilm, StoredObject, TaggedBox
 from dicom_node.console.visitors import Visitor
 from dicom_node.console.web import STATES, render_page
 from dicom_node.console.wording import PAGES, write_bytes, write_span
-from dicom_node.queries import FoundJob, FoundPage, Hour, JobDetail, JobSummary, StudyFacts
+from dicom_node.queries import DestinationState, FoundJob, FoundPage, Hour, JobDetail, JobSummary, StudyFacts
 from dicom_node.results.content import ContentItem
 from dicom_node.results.film import Window
 from dicom_node.results.values import NOTE
@@ -310,10 +310,10 @@ def test_the_top_line_is_a_round_number(count: int, rounded: int) -> None:
 
 def test_a_destination_is_what_its_last_contacts_say() -> None:
     later, before = NOW + timedelta(minutes=1), NOW - timedelta(minutes=1)
-    assert state_of(NEVER, NOW) == "unknown"
-    assert state_of(replace(NEVER, last_contact_at=before), NOW) == "ok"
-    assert state_of(replace(NEVER, failures=2, hold_until=later), NOW) == "held"
-    assert state_of(replace(NEVER, failures=2, hold_until=before), NOW) == "down"
+    assert state_of(DestinationState(), NOW) == "unknown"
+    assert state_of(DestinationState(last_contact_at=before), NOW) == "ok"
+    assert state_of(DestinationState(failures=2, hold_until=later), NOW) == "held"
+    assert state_of(DestinationState(failures=2, hold_until=before), NOW) == "down"
 
 
 def test_a_disk_is_low_below_its_limit() -> None:

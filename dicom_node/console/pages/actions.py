@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
-from pydantic import Field
 
 from dicom_node.console.api import DeliveryId, JobId
-from dicom_node.console.changing import change, change_each, resend
-from dicom_node.console.site import Here, RefusedError, Site
+from dicom_node.console.changing import change, change_each, current_job, resend
+from dicom_node.console.documents import Number
+from dicom_node.console.site import Here, RefusedError
 from dicom_node.console.visitors import Operator
 from dicom_node.console.web import render
-from dicom_node.queries import JobFilter, find_dispatch, find_job, list_jobs
+from dicom_node.queries import find_dispatch, find_job
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,17 +29,17 @@ SAID: dict[Said, str] = {
 """What a page says after an action; addresses name the action alone, so that nobody can have it say anything else."""
 
 MANY = 200
-Chosen = Annotated[list[Annotated[int, Field(ge=1, le=2**31 - 1)]], Form(max_length=MANY)]
+Chosen = Annotated[list[Number], Form(max_length=MANY, default_factory=list)]
 
 
 @router.post("/jobs/retry")
-def retry_chosen(request: Request, here: Here, visitor: Operator, job: Chosen = []) -> HTMLResponse:  # noqa: B006
+def retry_chosen(request: Request, here: Here, visitor: Operator, job: Chosen) -> HTMLResponse:
     """Retry the jobs that were chosen."""
     return render(request, "changed.html", what="Retried", **change_each(here, visitor, "retry", job))
 
 
 @router.post("/jobs/cancel")
-def cancel_chosen(request: Request, here: Here, visitor: Operator, job: Chosen = []) -> HTMLResponse:  # noqa: B006
+def cancel_chosen(request: Request, here: Here, visitor: Operator, job: Chosen) -> HTMLResponse:
     """Cancel the jobs that were chosen."""
     return render(request, "changed.html", what="Cancelled", **change_each(here, visitor, "cancel", job))
 
@@ -56,7 +56,7 @@ def change_one(
         resend(here, visitor, job_id, None)
     else:
         study = change(here, visitor, what, job_id)
-        job_id = _current_job(here, study) if what == "reground" else job_id
+        job_id = current_job(here, study).job_id if what == "reground" else job_id
     return _lead_to(job_id, what)
 
 
@@ -69,11 +69,6 @@ def replay_one(here: Here, visitor: Operator, delivery_id: DeliveryId) -> Redire
         raise RefusedError(404, f"there is no delivery {delivery_id}")
     change(here, visitor, "replay", delivery_id)
     return _lead_to(found.job_id, "replay")
-
-
-def _current_job(here: Site, study: str) -> int:
-    with here.sessions() as session:
-        return list_jobs(session, JobFilter(study=study, limit=1))[0].job_id
 
 
 def _lead_to(job_id: int, said: Said) -> RedirectResponse:

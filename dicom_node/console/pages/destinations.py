@@ -9,6 +9,7 @@ from fastapi.responses import HTMLResponse
 from pydantic import Field
 
 from dicom_node.console.api_node import echo_destination, echo_peer
+from dicom_node.console.documents import Number
 from dicom_node.console.filters import Query as Asked
 from dicom_node.console.filters import Text
 from dicom_node.console.pages.overview import list_peers, read_fares
@@ -28,7 +29,7 @@ class DestinationsQuery(Asked):
     """Of which destination dead letters are listed, and before which one."""
 
     destination: Annotated[Text, Field(max_length=64)] = ""
-    before: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    before: Number | None = None
 
 
 @router.get("/destinations")

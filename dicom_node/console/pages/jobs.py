@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import Field
 
+from dicom_node.console.documents import MAX_NUMBER, Number
 from dicom_node.console.filters import Instant, Text, parse_local
 from dicom_node.console.filters import Query as Asked
 from dicom_node.console.site import Here
@@ -34,8 +35,8 @@ class ListQuery(Asked):
     since: Instant | None = None
     until: Instant | None = None
     text: Annotated[Text, Field(max_length=200)] = ""
-    before: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
-    after: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    before: Number | None = None
+    after: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
 
     @property
     def wanted(self) -> JobSearch:

@@ -39,9 +39,6 @@ router = APIRouter(include_in_schema=False)
 
 LATELY = timedelta(days=1)
 
-NEVER = DestinationState(0, None, None, None, None)
-"""Of a destination that was never tried."""
-
 QUEUES = (
     ("RECEIVING", "Arriving", "image or report is missing, or the quiet period is not over"),
     ("COMPLETE", "Waiting for the model", "queue gpu"),
@@ -142,7 +139,7 @@ def read_fares(session: Session, settings: Settings, now: datetime) -> list[Fare
     return [
         Fares(
             one.name, f"{one.ae_title.strip()} at {one.host}:{one.port}",
-            state_of(contact := contacts.get(one.name, NEVER), now), contact,
+            state_of(contact := contacts.get(one.name, DestinationState()), now), contact,
             destination_counts(session, one.name, now - LATELY),
         )
         for one in settings.destinations

@@ -25,10 +25,7 @@ DICOM = "application/dicom"
 
 def films_of(request: Request) -> Films:
     """Return the films that the application keeps; one for all that ask."""
-    state = request.app.state
-    if not hasattr(state, "films"):
-        state.films = Films()
-    films: Films = state.films
+    films: Films = request.app.state.films
     return films
 
 

@@ -82,7 +82,8 @@ class ShownFilm:
     @property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of the picture in pixels of the film: whole blocks of `factor` pixels."""
-        return tuple(-(-size // self.factor) * self.factor for size in (self.columns, self.rows))  # type: ignore[return-value]
+        width, height = (-(-size // self.factor) * self.factor for size in (self.columns, self.rows))
+        return width, height
 
 
 @dataclass(frozen=True, slots=True)
