@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from httpx import Response
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
@@ -37,6 +38,12 @@ from tests.fakes import FrozenClock
 PASSWORD = "a long enough password"
 HASH = hash_password(PASSWORD)
 HERE = "http://127.0.0.1:8042"
+
+
+class Browser(TestClient):
+    """Somebody who calls, and keeps cookies; `last` is what the last try to sign in was answered with."""
+
+    last: Response
 
 
 @dataclass
@@ -89,17 +96,17 @@ class Console:
             add_token(session, ApiToken(name, role, now, now + lives if lives else None), digest(token))
         return token
 
-    def browser(self, address: str = "192.0.2.7") -> TestClient:
+    def browser(self, address: str = "192.0.2.7") -> Browser:
         """Return somebody who calls from an address, and keeps cookies."""
-        return TestClient(
+        return Browser(
             self.app, base_url=HERE, client=(address, 50000), follow_redirects=False, raise_server_exceptions=True
         )
 
-    def sign_in(self, name: str, password: str = PASSWORD, browser: TestClient | None = None) -> TestClient:
+    def sign_in(self, name: str, password: str = PASSWORD, browser: Browser | None = None) -> Browser:
         """Sign somebody in, or try to; return the browser."""
         browser = browser or self.browser()
         page = browser.get("/sign-in")
-        browser.last = browser.post(  # type: ignore[attr-defined]
+        browser.last = browser.post(
             "/sign-in", data={"name": name, "password": password, "csrf": csrf_in(page.text)}, headers={"Origin": HERE}
         )
         return browser

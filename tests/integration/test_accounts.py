@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from dicom_node.accounts import SignIn, highest, is_over, wait_after
+from dicom_node.accounts import Origin, SignIn, highest, is_over, wait_after
 from dicom_node.config import ConsoleSettings
 from dicom_node.errors import NodeError
 from dicom_node.queries import (
@@ -57,11 +57,12 @@ def test_users_are_kept_by_name(sessions: sessionmaker[Session]) -> None:
 def test_sign_ins_end_with_their_user_and_old_ones_are_forgotten(sessions: sessionmaker[Session]) -> None:
     with sessions.begin() as session:
         add_user(session, "anna", "admin", "hash", NOW)
-        for token, name, origin, ago in (
+        signed_in: list[tuple[str, str, Origin, int]] = [
             ("a", "anna", "table", 0), ("b", "anna", "oidc", 0), ("c", "carl", "table", 0), ("d", "carl", "table", 13),
-        ):  # fmt: skip
+        ]  # fmt: skip
+        for token, name, origin, ago in signed_in:
             at = NOW - timedelta(hours=ago)
-            open_sign_in(session, token, SignIn(name, "admin", origin, at, at), LONGEST)  # type: ignore[arg-type]
+            open_sign_in(session, token, SignIn(name, "admin", origin, at, at), LONGEST)
         open_sign_in(session, "e", SignIn("carl", "viewer", "table", NOW, NOW), LONGEST)
         note_seen(session, "e", NOW + timedelta(minutes=5))
     with sessions.begin() as session:

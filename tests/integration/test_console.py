@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,7 +53,21 @@ class Reply:
         return json.loads(self.body)
 
 
-Get = Callable[..., Reply]
+@dataclass(frozen=True)
+class Get:
+    """Asks the console that listens at `port`."""
+
+    port: int
+
+    def __call__(self, path: str, method: str = "GET", host: str | None = None) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request(method, path, headers={"Host": host} if host else {})
+        response = connection.getresponse()
+        reply = Reply(
+            response.status, {name.title(): value for name, value in response.getheaders()}, response.read().decode()
+        )
+        connection.close()
+        return reply
 
 
 @pytest.fixture
@@ -108,19 +122,7 @@ def get(settings: Settings, sessions: sessionmaker[Session], clock: FrozenClock)
     server = make_server(settings, sessions, clock, port=0)
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
-
-    def _get(path: str, method: str = "GET", host: str | None = None) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-        connection.request(method, path, headers={"Host": host} if host else {})
-        response = connection.getresponse()
-        reply = Reply(
-            response.status, {name.title(): value for name, value in response.getheaders()}, response.read().decode()
-        )
-        connection.close()
-        return reply
-
-    _get.port = server.port  # type: ignore[attr-defined]
-    yield _get
+    yield Get(server.port)
     server.stop()
     thread.join()
     server.close()
@@ -303,7 +305,7 @@ def test_this_host_may_be_named_in_several_ways(get: Get, host: str) -> None:
 
 def ask_raw(get: Get, line: str) -> bytes:
     """Send a request line as it is, and return all that is answered."""
-    with socket.create_connection(("127.0.0.1", get.port), 20) as connection:  # type: ignore[attr-defined]
+    with socket.create_connection(("127.0.0.1", get.port), 20) as connection:
         connection.sendall(f"{line}\r\nHost: localhost\r\n\r\n".encode())
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))

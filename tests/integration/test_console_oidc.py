@@ -16,7 +16,7 @@ from dicom_node.accounts import TRIES_OF_ADDRESS
 from dicom_node.clock import utc_now
 from dicom_node.config import load_settings
 from dicom_node.errors import SettingsError
-from tests.console import HERE, Console
+from tests.console import HERE, Browser, Console
 from tests.fakes import FrozenClock
 
 CALLBACK = f"{HERE}/sign-in/oidc/callback"
@@ -66,9 +66,9 @@ def approve(url: str, sub: str) -> str:
     return answer.headers["location"]
 
 
-def sign_in(console: Console, sub: str, next: str = "/") -> TestClient:
+def sign_in(console: Console, sub: str, next: str = "/") -> Browser:
     browser = console.browser()
-    browser.last = browser.get(approve(go(browser, next), sub))  # type: ignore[attr-defined]
+    browser.last = browser.get(approve(go(browser, next), sub))
     return browser
 
 

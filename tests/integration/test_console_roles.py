@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 from fastapi.routing import iter_route_contexts
-from starlette.testclient import TestClient
 
-from tests.console import Console
+from tests.console import Browser, Console
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Console]:
 
 
 @pytest.fixture(scope="module")
-def browsers(console: Console) -> dict[str, tuple[TestClient, str]]:
+def browsers(console: Console) -> dict[str, tuple[Browser, str]]:
     """A browser of each role, and what its forms send; and of nobody."""
     found = {"nobody": (console.browser(), "")}
     for role in ROLES:
@@ -108,7 +107,7 @@ def test_every_route_has_a_rule(console: Console) -> None:
 @pytest.mark.parametrize("visitor", VISITORS)
 @pytest.mark.parametrize(("method", "path"), RULES, ids=lambda value: value)
 def test_a_route_is_open_to_its_role_and_those_above(
-    console: Console, browsers: dict[str, tuple[TestClient, str]], method: str, path: str, visitor: str
+    console: Console, browsers: dict[str, tuple[Browser, str]], method: str, path: str, visitor: str
 ) -> None:
     rule, (browser, csrf) = RULES[method, path], browsers[visitor]
     if path == "/sign-out" and visitor != "nobody":
@@ -145,7 +144,7 @@ def test_a_token_may_what_its_role_may(console: Console, role: str) -> None:
     "path", ["/", "/sign-in", "/nothing", "/api/v1/jobs", "/api/v1/nothing", "/static/console.css"]
 )
 def test_every_answer_says_what_browsers_must_not_do(
-    browsers: dict[str, tuple[TestClient, str]], path: str, visitor: str
+    browsers: dict[str, tuple[Browser, str]], path: str, visitor: str
 ) -> None:
     headers = browsers[visitor][0].get(path).headers
     policy = headers["content-security-policy"]
