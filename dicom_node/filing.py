@@ -1,8 +1,8 @@
 """Filing the rows of what was received: all that wait at one time in one transaction (group commit).
 
 Whoever comes while nobody is at it commits for all that wait, and then hands over to the next in line; there is no
-thread beside those of the senders, and one sender alone waits for nobody. The promise stays that of one instance: its
-`record` returns when the transaction that holds its row is committed.
+thread beside those that read, and one alone waits for nobody. The promise stays that of one instance: its `record`
+returns when the transaction that holds its row is committed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import islice
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
@@ -30,11 +31,11 @@ DEADLOCK = "40P01"
 
 @dataclass(eq=False)
 class _Ticket:
-    """An arrival in line. It is woken with an outcome, or without: then it is its turn to commit."""
+    """Arrivals in line. It is woken with their outcomes, or without: then it is its turn to commit."""
 
-    arrival: Arrival
+    arrivals: Sequence[Arrival]
     woken: threading.Event = field(default_factory=threading.Event)
-    outcome: Recorded | Exception | None = None
+    outcomes: Sequence[Recorded | Exception] | None = None
 
 
 class Filing:
@@ -48,45 +49,50 @@ class Filing:
         self._coming = 0
 
     @contextmanager
-    def coming(self) -> Iterator[None]:
-        """Announce an arrival, until it is recorded or is not to be: who commits meanwhile waits a little for it."""
+    def coming(self, count: int) -> Iterator[None]:
+        """Announce arrivals, until they are recorded or are not to be: who commits meanwhile waits a little."""
         with self._lock:
-            self._coming += 1
+            self._coming += count
         try:
             yield
         finally:
             with self._lock:
-                self._coming -= 1
+                self._coming -= count
                 self._lock.notify_all()
 
-    def record(self, arrival: Arrival) -> Recorded:
-        """Make the row of an instance (`queries.record_instances`), committed on return. Raises what that raises."""
-        ticket = _Ticket(arrival)
+    def record(self, arrivals: Sequence[Arrival]) -> Sequence[Recorded | Exception]:
+        """Make the rows of instances (`queries.record_instances`), committed on return; failures are outcomes, too."""
+        ticket = _Ticket(arrivals)
         with self._lock:
             self._waiting.append(ticket)
             self._lock.notify_all()
             follows, self._is_led = self._is_led, True
         if follows:
             ticket.woken.wait()
-        if ticket.outcome is None:
+        if ticket.outcomes is None:
             self._commit_group()
-        assert ticket.outcome is not None
-        if isinstance(ticket.outcome, Exception):
-            raise ticket.outcome
-        return ticket.outcome
+        assert ticket.outcomes is not None
+        return ticket.outcomes
 
     def _commit_group(self) -> None:
         """Commit what waits, the caller's ticket first, and wake those it was for, and who leads the next group."""
         with self._lock:
-            self._lock.wait_for(lambda: len(self._waiting) >= min(self._coming, GROUP), GATHER_S)
-            group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
-        for ticket, outcome in zip(group, self._settle([one.arrival for one in group]), strict=True):
-            ticket.outcome = outcome
+            self._lock.wait_for(lambda: self._count(self._waiting) >= min(self._coming, GROUP), GATHER_S)
+            group = [self._waiting.pop(0)]
+            while self._waiting and self._count(group) + len(self._waiting[0].arrivals) <= GROUP:
+                group.append(self._waiting.pop(0))
+        outcomes = iter(self._settle([arrival for one in group for arrival in one.arrivals]))
+        for ticket in group:
+            ticket.outcomes = list(islice(outcomes, len(ticket.arrivals)))
         with self._lock:
             woken = [*group, *self._waiting[:1]]
             self._is_led = bool(self._waiting)
         for ticket in woken:
             ticket.woken.set()
+
+    @staticmethod
+    def _count(tickets: Sequence[_Ticket]) -> int:
+        return sum(len(one.arrivals) for one in tickets)
 
     def _settle(self, arrivals: Sequence[Arrival]) -> Sequence[Recorded | Exception]:
         """Return what became of each. What the database has against one of them is not held against the others."""

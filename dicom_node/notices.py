@@ -97,10 +97,10 @@ class NoticingProvider(DIMSEServiceProvider):
             if primitive.MessageIDBeingRespondedTo is not None:
                 self._note_answer()
 
-    def send_answer(self, fragments: Sequence[Fragment]) -> None:
+    def send_answer(self, fragments: Sequence[Fragment], at_once: bool) -> None:
         """Send the response to a request, from the thread that reads the association: at once, unless others wait."""
         with self._lock:
-            if self.dul.to_provider_queue.empty() and self.dul.socket is not None:
+            if at_once and self.dul.to_provider_queue.empty() and self.dul.socket is not None:
                 self.dul.socket.send(b"".join(map(encode_fragment, fragments)))
             else:
                 for fragment in fragments:

@@ -11,7 +11,8 @@ import errno
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PART_BYTES = 8 * 1024**2
 PARTS_AT_ONCE = 2
 """Larger objects go up in parts, so many at a time: what one instance holds in memory stays below 25 MB."""
+
+PUTS_AT_ONCE = 16
+"""Of what is filed together, which is small."""
 
 READ_BYTES = 1024**2
 
@@ -70,6 +74,20 @@ class ObjectStorage:
         """Put a file of the spool under `key`; it is removed when the store has answered. Raises OSError."""
         self._put(key, path)
         path.unlink(missing_ok=True)
+
+    def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
+        """Put several at once: each waits for the store. Returns what each of them met with."""
+        if len(files) == 1:
+            return [self._fault_of(*files[0])]
+        with ThreadPoolExecutor(min(len(files), PUTS_AT_ONCE)) as puts:
+            return list(puts.map(self._fault_of, *zip(*files, strict=True)))
+
+    def _fault_of(self, key: str, path: Path) -> OSError | None:
+        try:
+            self.file(key, path)
+        except OSError as error:
+            return error
+        return None
 
     def put(self, key: str, source: Path | bytes) -> StoredFile:
         """Put `source` under `key`. Raises OSError."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 import pydicom
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
-from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
 from sqlalchemy.orm import Session, sessionmaker
@@ -39,14 +39,14 @@ from dicom_node.errors import InvalidInstanceError
 from dicom_node.filing import Filing
 from dicom_node.holding import check_references
 from dicom_node.logs import log_event
+from dicom_node.multiplexer import Multiplexer
 from dicom_node.notices import make_notice
-from dicom_node.pdata import Command
 from dicom_node.peers import Admission, admit
 from dicom_node.pressure import Pressure
 from dicom_node.queries import note_commitment_request
 from dicom_node.reading import Intake
 from dicom_node.recorder import Recorder
-from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Files, Spool
+from dicom_node.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Answer, Files, StoreRequest
 from dicom_node.storage import Storage
 from dicom_node.storing import SUCCESS, UNAVAILABLE, OutOfResourcesError, check_free_space, explain, store
 from dicom_node.tls import server_context
@@ -111,9 +111,10 @@ LOOK_S = 1.0
 class Receiver:
     """A listening SCP."""
 
-    def __init__(self, server: ReceivingServer, door: Door) -> None:
+    def __init__(self, server: ReceivingServer, door: Door, multiplexer: Multiplexer) -> None:
         """`server` is bound already; its threads start here."""
         self._server = server
+        self._multiplexer = multiplexer
         self._door = door
         self._stop = threading.Event()
         self.port: int = server.server_address[1]
@@ -132,6 +133,7 @@ class Receiver:
             association.abort(block=False)
         for association in self._server.active_associations:  # those that were being accepted
             association.abort(block=False)
+        self._multiplexer.stop()
         self._watch.join(LOOK_S)  # it may be at that, too
         if self._door.unkept:
             keep_audit(self._door)
@@ -172,7 +174,8 @@ def start_receiver(
     )
     ae._servers.append(server)
     files = Files(storage.receive, functools.partial(check_free_space, door), receiver.max_instance_bytes)
-    server.intake = Intake(files, functools.partial(_store_counted, door))
+    store_all = functools.partial(_store_counted, door)
+    server.intake = Intake(files, store_all, multiplexer := Multiplexer(store_all))
     server.refused = functools.partial(note_refusal, door, "", "")
     server.quieten()
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp())
@@ -182,20 +185,22 @@ def start_receiver(
     )  # fmt: skip
     if removed:
         log_event(logger, "unfinished files removed", count=removed)
-    return Receiver(server, door)
+    return Receiver(server, door, multiplexer)
 
 
-def _store_counted(door: Door, association: Association, command: Command, spool: Spool) -> tuple[int, str]:
-    """File an instance, and count it."""
-    status, comment = store(door, association, command, spool)
-    if status == SUCCESS:
-        kind = next((kind for root, kind in KINDS if f"{command.sop_class_uid}.".startswith(root)), "other")
-        peer = calling_ae_title(association)
-        door.recorder.count("knowmvg_instances_received", peer, kind)
-        door.recorder.count("knowmvg_received_bytes", peer, kind, by=spool.size)
-    else:
-        door.recorder.count("knowmvg_instances_refused", f"0x{status:04X}")
-    return status, comment
+def _store_counted(door: Door, requests: Sequence[StoreRequest]) -> list[Answer]:
+    """File instances, and count them."""
+    answers = store(door, requests)
+    for request, (status, _) in zip(requests, answers, strict=True):
+        if status == SUCCESS:
+            sop_class = f"{request.command.sop_class_uid}."
+            kind = next((kind for root, kind in KINDS if sop_class.startswith(root)), "other")
+            peer = calling_ae_title(request.association)
+            door.recorder.count("knowmvg_instances_received", peer, kind)
+            door.recorder.count("knowmvg_received_bytes", peer, kind, by=request.spool.size)
+        else:
+            door.recorder.count("knowmvg_instances_refused", f"0x{status:04X}")
+    return answers
 
 
 def _make_ae(settings: Settings) -> AE:

@@ -1,4 +1,4 @@
-"""The dataset of a C-STORE on its way to the disk, behind the head that makes it a DICOM file."""
+"""The dataset of a C-STORE on its way to the disk, behind the head that makes it a DICOM file (PS3.10 7.1)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pynetdicom.association import Association
+
 from dicom_node.clock import derive_uid
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.head import is_valid_uid
+from dicom_node.pdata import Command
+
+HELD_BYTES = 1024**2
+"""So much of a dataset is held in memory, and goes to the disk with others that have come in the meantime."""
 
 CHECK_SPACE_EVERY = 16 * 1024**2
 """Bytes of a dataset between two looks at the free space."""
@@ -33,20 +39,36 @@ class Files:
     max_bytes: int
 
 
-class Spool:
-    """A dataset as it comes, in a file behind its File Meta Information; removed with this object unless released.
+Answer = tuple[int, str]
+"""Status and Error Comment (0000,0902) of a response."""
 
-    A write that fails is remembered in `error`, and the rest is dropped: the sender is only told by the answer.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoreRequest:
+    """A C-STORE request that has come, all of it: its command set, and the dataset in its spool."""
+
+    association: Association
+    context_id: int
+    command: Command
+    spool: Spool
+
+
+class Spool:
+    """A dataset as it comes, behind its File Meta Information: in memory as long as it is small, then in a file.
+
+    The file is removed with this object unless released. A write that fails is remembered in `error`, and the rest is
+    dropped: the sender is only told by the answer.
     """
 
     def __init__(self, files: Files, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> None:
-        """The UIDs are the request's; the file is made when the first fragment comes."""
+        """The UIDs are the request's; nothing is made before the first fragment comes."""
         self.error: OSError | InvalidInstanceError | None = None
         self.path: Path | None = None
         self.size = 0
         self._files = files
         self._uids = (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
         self._digest = hashlib.sha256()
+        self._held = bytearray()
         self._file: BinaryIO | None = None
         self._remove: weakref.finalize[..., Any] | None = None
         self._unchecked = 0
@@ -55,6 +77,24 @@ class Spool:
     def sha256(self) -> str:
         """The digest of the dataset alone, so that a repeat is known as one."""
         return self._digest.hexdigest()
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is more than is held in memory."""
+        return self.size > HELD_BYTES
+
+    @property
+    def source(self) -> Path | bytes:
+        """What came, as a DICOM file; call it when all has come. Raises what a write raised, or where nothing came."""
+        if self.error is not None:
+            raise self.error
+        if self.size == 0:
+            raise InvalidInstanceError("the request has no dataset")
+        if self._file is None:
+            return bytes(self._held)
+        self._file.flush()
+        assert self.path is not None
+        return self.path
 
     def write(self, fragment: bytes | memoryview) -> None:
         """Append a fragment."""
@@ -65,17 +105,24 @@ class Spool:
                 self.error = error
                 self.discard()
 
-    def finish(self) -> Path | None:
-        """Return the file, complete and synced; None if there was no dataset. Raises what a write raised."""
-        if self._file is not None and self.error is None:
-            try:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-            except OSError as error:
-                self.error = error
-        if self.error is not None:
-            raise self.error
+    def write_out(self) -> None:
+        """Have all of it in the file, on its way to the disk already, so that several are synced at once. Raises OSError."""
+        if self._file is None:
+            self._make_file()
+        assert self._file is not None
+        self._file.flush()
+        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write what is in the cache
+
+    def sync(self) -> None:
+        """Sync the file, which is complete. Raises OSError."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    @property
+    def synced(self) -> Path:
+        """The file that is complete and synced."""
+        assert self.path is not None
         return self.path
 
     def release(self) -> None:
@@ -85,7 +132,8 @@ class Spool:
             self._remove.detach()
 
     def discard(self) -> None:
-        """Remove the file, unless it was released."""
+        """Remove what came, unless it was released."""
+        self._held.clear()
         if self._file is not None:
             with contextlib.suppress(OSError):  # what is not written yet may find the disk full
                 self._file.close()
@@ -94,21 +142,31 @@ class Spool:
                 self.path.unlink(missing_ok=True)
 
     def _append(self, fragment: bytes | memoryview) -> None:
-        if self._file is None:
+        if self.size == 0:
             self._files.check_space()
-            self._file = self._files.receive()
-            self.path = Path(self._file.name)
-            self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
-            self.size = self._file.write(encode_head(*self._uids))
+            self._held += encode_head(*self._uids)
+            self.size = len(self._held)
         if self.size + len(fragment) > self._files.max_bytes:
             raise InvalidInstanceError(f"it has more than {self._files.max_bytes} bytes (receiver.max_instance_bytes)")
         self._unchecked += len(fragment)
         if self._unchecked > CHECK_SPACE_EVERY:
             self._files.check_space()
             self._unchecked = 0
-        self._file.write(fragment)
+        if self._file is None and self.size + len(fragment) > HELD_BYTES:
+            self._make_file()
+        if self._file is None:
+            self._held += fragment
+        else:
+            self._file.write(fragment)
         self._digest.update(fragment)
         self.size += len(fragment)
+
+    def _make_file(self) -> None:
+        self._file = self._files.receive()
+        self.path = Path(self._file.name)
+        self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
+        self._file.write(self._held)
+        self._held = bytearray()
 
 
 def encode_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:

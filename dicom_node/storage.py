@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -42,6 +43,9 @@ class Storage(Protocol):
 
     def file(self, key: str, path: Path) -> None:
         """Move such a file, whose content is synced already, under `key`, durably."""
+
+    def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
+        """Do that with several at once, which costs less; return what each of them met with. Raises nothing."""
 
     def put(self, key: str, source: Path | bytes) -> StoredFile:
         """File bytes, or such a file, under `key`, durably. What is there already is replaced, in one step."""
@@ -124,10 +128,20 @@ class FileStorage:
 
     def file(self, key: str, path: Path) -> None:
         """Move `path`, whose content is synced already, under `key`, durably."""
-        target = self.path(key)
+        for fault in self.file_all([(key, path)]):
+            if fault is not None:
+                raise fault
+
+    def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
+        """Move such files under their keys; each folder is synced once. Returns what each of them met with."""
+        faults = [_fault_of(self._move, path, self.path(key)) for key, path in files]
+        folders = {self.path(key).parent for key, _ in files}
+        unsynced = {folder: _fault_of(_sync_folder, folder) for folder in folders}
+        return [fault or unsynced[self.path(key).parent] for (key, _), fault in zip(files, faults, strict=True)]
+
+    def _move(self, path: Path, target: Path) -> None:
         self._make_folder(target.parent)
         path.replace(target)
-        _sync_folder(target.parent)
 
     def path(self, key: str) -> Path:
         """Return where `key` is."""
@@ -190,6 +204,15 @@ class FileStorage:
         if folder.parent != self.root or not _OF_STUDIES.fullmatch(folder.name):
             return [folder]
         return [self.root / f"{number:02x}" for number in range(256)]
+
+
+def _fault_of(act: Callable[..., None], *arguments: Path) -> OSError | None:
+    """Return the OSError that an act ends in."""
+    try:
+        act(*arguments)
+    except OSError as error:
+        return error
+    return None
 
 
 def _open_private(path: str, flags: int) -> int:

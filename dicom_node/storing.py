@@ -7,8 +7,9 @@ sent, in any transfer syntax; only their header is read here, never pixels or a 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from pynetdicom.association import Association
 from sqlalchemy.exc import DataError, IntegrityError
 
 from dicom_node.door import Door, caller_of, calling_ae_title, visit_of
@@ -17,10 +18,12 @@ from dicom_node.instance import Instance, read_instance, with_c_store_priority
 from dicom_node.logs import log_event
 from dicom_node.pdata import Command
 from dicom_node.queries import DATABASE_ERRORS, Arrival, Recorded
-from dicom_node.spool import Spool
+from dicom_node.spool import Answer, Spool, StoreRequest
 from dicom_node.storage import StoredFile, instance_key
 
 logger = logging.getLogger(__name__)
+
+Outcome = TypeVar("Outcome")
 
 
 class MismatchError(InvalidInstanceError):
@@ -47,27 +50,33 @@ LOGGED = {"new": "filed", "repeat": "held already", "conflict": "kept aside", "o
 """Kinds of `Recorded`, in words."""
 
 
-def store(door: Door, association: Association, command: Command, spool: Spool) -> tuple[int, str]:
-    """File the instance, or not: return the status of the answer, and its Error Comment (0000,0902)."""
-    try:
-        with door.filing.coming():
-            recorded = _file(door, association, command, spool)
-    except Exception as error:  # noqa: BLE001 - a bug must not end the thread that reads the association
-        return _refuse(door, association, command, error)
+def store(door: Door, requests: Sequence[StoreRequest]) -> list[Answer]:
+    """File what came at one time, or not: return the answers. What fails of one of them is not held against the others."""
+    with door.filing.coming(len(requests)):
+        filed = _attempt(_file, door, requests)
+    outcomes = filed if isinstance(filed, list) else [filed] * len(requests)
+    return [_answer(door, request, outcome) for request, outcome in zip(requests, outcomes, strict=True)]
+
+
+def _answer(door: Door, request: StoreRequest, outcome: Recorded | Exception) -> Answer:
+    if isinstance(outcome, Exception):
+        return _refuse(door, request, outcome)
     log_event(
-        logger, f"instance {LOGGED[recorded.kind]}", sop_instance_uid=command.sop_instance_uid,
-        calling_ae_title=calling_ae_title(association), job_id=recorded.job_id, revision=recorded.revision or None,
+        logger, f"instance {LOGGED[outcome.kind]}", sop_instance_uid=request.command.sop_instance_uid,
+        calling_ae_title=calling_ae_title(request.association), job_id=outcome.job_id,
+        revision=outcome.revision or None,
     )  # fmt: skip
     return SUCCESS, ""
 
 
-def _refuse(door: Door, association: Association, command: Command, error: Exception) -> tuple[int, str]:
+def _refuse(door: Door, request: StoreRequest, error: Exception) -> Answer:
     status = next(code for kinds, code in STORE_STATUS if isinstance(error, kinds))
     reason = explain(error)
     is_bug = not isinstance(error, (InvalidInstanceError, *UNAVAILABLE))
     log_event(
         logger, "instance refused", level=logging.ERROR if is_bug else logging.WARNING, status=f"0x{status:04X}",
-        reason=reason, sop_instance_uid=command.sop_instance_uid, calling_ae_title=calling_ae_title(association),
+        reason=reason, sop_instance_uid=request.command.sop_instance_uid,
+        calling_ae_title=calling_ae_title(request.association),
     )  # fmt: skip
     if is_bug:
         logger.error("unexpected failure", exc_info=error)
@@ -81,33 +90,80 @@ def explain(error: Exception) -> str:
     return str(error) if isinstance(error, InvalidInstanceError | OutOfResourcesError) else type(error).__name__
 
 
-def _file(door: Door, association: Association, command: Command, spool: Spool) -> Recorded:
-    """Keep the instance's bytes, then its row; raises what `STORE_STATUS` lists."""
+def _file(door: Door, requests: Sequence[StoreRequest]) -> list[Recorded | Exception]:
+    """Keep the instances' bytes, then their rows; return what became of each, of which `STORE_STATUS` lists the failures.
+
+    Each step is made for all of them before the next: what waits for the disk, or the database, waits once.
+    """
+    outcomes: list[Arrival | Recorded | Exception] = [_attempt(_examine, door, request) for request in requests]
     try:
-        path = spool.finish()
-        if path is None:
-            raise InvalidInstanceError("the request has no dataset")
-        instance = with_c_store_priority(read_instance(path), command.priority)
-        _check_request(command, instance)
-        if instance.is_own_result:
-            return Recorded("own")
-        key = instance_key(instance.study_instance_uid, instance.sop_instance_uid, spool.sha256)
-        stored = StoredFile(key, spool.sha256, spool.size)
-        door.storage.file(stored.key, path)
-        spool.release()
+        for step in (_write_out, _sync, _name_finally, _record):
+            going = [number for number, one in enumerate(outcomes) if isinstance(one, Arrival)]
+            arrivals = [one for one in outcomes if isinstance(one, Arrival)]
+            if going:
+                came = step(door, arrivals, [requests[number].spool for number in going])
+                for number, outcome in zip(going, came, strict=True):
+                    outcomes[number] = outcome
     finally:
-        spool.discard()
-    return _record(door, association, instance, stored)
+        for request in requests:
+            request.spool.discard()
+    return [one for one in outcomes if not isinstance(one, Arrival)]
 
 
-def _record(door: Door, association: Association, instance: Instance, stored: StoredFile) -> Recorded:
-    caller, key = caller_of(association), visit_of(association).audit_key
-    recorded = door.filing.record(Arrival(instance, stored, caller.ae_title, door.clock(), caller.address, key))
-    if recorded.kind == "own":
-        door.storage.remove(stored.key)
-    elif recorded.kind == "repeat" and not door.storage.exists(stored.key):
+def _attempt(act: Callable[..., Outcome], *arguments: Any) -> Outcome | Exception:
+    """Return what an act ends in, also where that is an exception: a bug, too, must end nothing but this request."""
+    try:
+        return act(*arguments)
+    except Exception as error:  # noqa: BLE001 - it is answered
+        return error
+
+
+def _examine(door: Door, request: StoreRequest) -> Arrival | Recorded:
+    """Read who an instance is. Raises what `STORE_STATUS` lists."""
+    instance = with_c_store_priority(read_instance(request.spool.source), request.command.priority)
+    _check_request(request.command, instance)
+    if instance.is_own_result:
+        return Recorded("own")
+    caller, key = caller_of(request.association), visit_of(request.association).audit_key
+    sha256, size = request.spool.sha256, request.spool.size
+    stored = StoredFile(instance_key(instance.study_instance_uid, instance.sop_instance_uid, sha256), sha256, size)
+    return Arrival(instance, stored, caller.ae_title, door.clock(), caller.address, key)
+
+
+def _write_out(_: Door, arrivals: Sequence[Arrival], spools: Sequence[Spool]) -> list[Arrival | Exception]:
+    faults = [_attempt(spool.write_out) for spool in spools]
+    return [fault or arrival for arrival, fault in zip(arrivals, faults, strict=True)]
+
+
+def _sync(_: Door, arrivals: Sequence[Arrival], spools: Sequence[Spool]) -> list[Arrival | Exception]:
+    faults = [_attempt(spool.sync) for spool in spools]
+    return [fault or arrival for arrival, fault in zip(arrivals, faults, strict=True)]
+
+
+def _name_finally(door: Door, arrivals: Sequence[Arrival], spools: Sequence[Spool]) -> list[Arrival | Exception]:
+    named = [(one.stored.key, spool.synced) for one, spool in zip(arrivals, spools, strict=True)]
+    faults = door.storage.file_all(named)
+    for spool, fault in zip(spools, faults, strict=True):
+        if fault is None:
+            spool.release()
+    return [fault or arrival for arrival, fault in zip(arrivals, faults, strict=True)]
+
+
+def _record(door: Door, arrivals: Sequence[Arrival], _: Sequence[Spool]) -> list[Recorded | Exception]:
+    outcomes = door.filing.record(arrivals)
+    return [_attempt(_settle, door, arrival, outcome) for arrival, outcome in zip(arrivals, outcomes, strict=True)]
+
+
+def _settle(door: Door, arrival: Arrival, outcome: Recorded | Exception) -> Recorded:
+    """Remove what needs not be kept. Raises what the row could not be made for."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    key = arrival.stored.key
+    if outcome.kind == "own":
+        door.storage.remove(key)
+    elif outcome.kind == "repeat" and not door.storage.exists(key):
         raise OutOfResourcesError("its earlier copy was being removed by the retention rule; send it again")
-    return recorded
+    return outcome
 
 
 def check_free_space(door: Door) -> None:

@@ -210,7 +210,7 @@ class ReceivingHandler(RequestHandler):
         provider._run_loop_delay = 0  # the reader waits where there is nothing to do
         machine = provider.state_machine
         machine.do_action = functools.partial(_act, association, reader, machine.do_action)  # type: ignore[method-assign]
-        association.run = functools.partial(_run, association, association.run)  # type: ignore[method-assign]
+        association.run = functools.partial(_run, association, reader, association.run)  # type: ignore[method-assign]
         self.server.note_visit(association, Visit(self._certificate))
         return association
 
@@ -250,6 +250,7 @@ def _look(association: Association, reader: PduReader) -> bool:
 def _act(association: Association, reader: PduReader, do_action: Callable[[str], None], event: str) -> None:
     """Let the state machine act. What foreign bytes make it raise ends the association, which hangs up; no more."""
     provider: Any = association.dimse
+    reader.take_back()  # for this thread, which sends and hangs up
     try:
         do_action(event)
     except Exception as error:  # noqa: BLE001 - as above; it would end its thread
@@ -267,7 +268,7 @@ def _break_off(association: Association, reader: PduReader, error: Exception) ->
     association.dul.state_machine.transition(AA_4(association.dul))  # as if the peer had hung up
 
 
-def _run(association: Association, run: Callable[[], None]) -> None:
+def _run(association: Association, reader: PduReader, run: Callable[[], None]) -> None:
     """Run the thread of an association. Where it raises, over a request without its syntaxes, the connection ends."""
     try:
         run()
@@ -276,6 +277,8 @@ def _run(association: Association, run: Callable[[], None]) -> None:
         if isinstance(association.dul.socket, AssociationSocket):
             association.dul.socket.close()
         association.kill()
+    finally:
+        reader.take_back()
 
 
 def _tell_broken_off(error: Exception) -> None:

@@ -21,7 +21,7 @@ from pynetdicom.dimse_messages import C_ECHO_RQ, C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from sqlalchemy.orm import Session, sessionmaker
 
-from dicom_node import notices, reading, storing
+from dicom_node import notices, reading, spool, storing
 from dicom_node.instance import DX_PRESENTATION_STORAGE, Instance
 from dicom_node.pdata import Fragment, encode_fragment
 from tests.acceptance.peers import wait_until
@@ -231,7 +231,10 @@ def test_a_peer_that_says_nothing_costs_little(node: Node, looks: list[int]) -> 
 
 
 @pytest.mark.parametrize("ending", ["release", "abort", "hang up"])
-def test_a_sender_that_leaves_in_the_middle_leaves_nothing(node: Node, ending: str) -> None:
+def test_a_sender_that_leaves_in_the_middle_leaves_nothing(
+    node: Node, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "HELD_BYTES", 1000)
     with associated(node) as assoc:
         raw(assoc, b"".join(map(encode_fragment, store_fragments(assoc, make_cxr_dataset(), 3)[:-1])))
         wait_until(node.unfinished, "what came of it", 10)
