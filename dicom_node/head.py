@@ -10,7 +10,7 @@ import functools
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -39,7 +39,7 @@ BLOCK_BYTES = 32 * 1024
 PREAMBLE_BYTES = 132
 
 _UNDEFINED = 0xFFFFFFFF
-_CHARACTER_SET = 0x00080005
+_CHARACTER_SET = Tag("SpecificCharacterSet")
 _TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
 _FIRST_AFTER_META = 0x00030000
 _ITEM_DELIMITATION = 0xFFFEE00D
@@ -59,9 +59,12 @@ def is_valid_uid(uid: str) -> bool:
 
 @dataclass(frozen=True)
 class Extent:
-    """What is read of a dataset: the elements `tags`, up to the first at which it `stops`."""
+    """What is read of a dataset: the elements `tags`, up to the first at which it `stops`.
 
-    tags: frozenset[int]
+    The tags are the objects that the elements are looked up by afterwards.
+    """
+
+    tags: Mapping[int, BaseTag]
     stops: Callable[[int], bool]
 
     def stop_when(self, tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -69,7 +72,7 @@ class Extent:
         return self.stops(tag.real)  # as an int: a tag compares ten times as slowly
 
 
-_META = Extent(frozenset((_TRANSFER_SYNTAX.real,)), lambda tag: tag >= _FIRST_AFTER_META)
+_META = Extent({_TRANSFER_SYNTAX.real: _TRANSFER_SYNTAX}, lambda tag: tag >= _FIRST_AFTER_META)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,36 +121,32 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
     """
     elements: dict[BaseTag, Any] = {}
     end, tags, stops = len(block), extent.tags, extent.stops
+    explicit, implicit, long_length = _EXPLICIT.unpack_from, _IMPLICIT.unpack_from, _LENGTH.unpack_from
     if is_implicit and _LETTERS.match(block, at + 4):
         return None
-    while at + 12 <= end:
-        tag, vr, length, body = (_implicit if is_implicit else _explicit)(block, at)
+    vr: str | None = None
+    while at + 12 <= end:  # without functions of its own: there are sixty elements, and each call costs as much again
+        if is_implicit:  # PS3.5 7.1.3
+            group, number, length = implicit(block, at)
+            body = at + 8
+        else:  # PS3.5 7.1.2
+            group, number, encoded, length = explicit(block, at)
+            vr, body = _VRS.get(encoded), at + 8
+            if encoded in _LONG:
+                (length,), body = long_length(block, body), at + 12
+        tag = group << 16 | number
         if stops(tag) and tag != _ITEM_DELIMITATION:  # first: behind the meta information the encoding is another
             return _Scanned(elements, at, True)
-        if vr == "":
+        if vr is None and not is_implicit:
             return None
         if length == _UNDEFINED or body + length > end or tag == _ITEM_DELIMITATION:
             break
-        if tag in tags or tag == _CHARACTER_SET:
+        if (key := tags.get(tag)) is not None or tag == _CHARACTER_SET.real:
             value: Any = block[body : body + length] if length else empty_value_for_VR(vr, raw=True)
-            key = BaseTag(tag)
+            key = key or _CHARACTER_SET
             elements[key] = RawDataElement(key, vr, length, value, body, is_implicit, True)
         at = body + length
     return _Scanned(elements, at, False)
-
-
-def _implicit(block: bytes, at: int) -> tuple[int, str | None, int, int]:
-    """Return tag, no VR, length and beginning of the value of the element at `at` (PS3.5 7.1.3)."""
-    group, number, length = _IMPLICIT.unpack_from(block, at)
-    return group << 16 | number, None, length, at + 8
-
-
-def _explicit(block: bytes, at: int) -> tuple[int, str | None, int, int]:
-    """Return tag, VR (empty where it is none), length and beginning of the value of the element at `at` (7.1.2)."""
-    group, number, encoded, length = _EXPLICIT.unpack_from(block, at)
-    if encoded in _LONG:
-        return group << 16 | number, _VRS[encoded], _LENGTH.unpack_from(block, at + 8)[0], at + 12
-    return group << 16 | number, _VRS.get(encoded, ""), length, at + 8
 
 
 def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict[BaseTag, Any]:
@@ -188,14 +187,14 @@ def _syntax_of(element: Any) -> str:
 
 
 def _encodings_of(elements: dict[BaseTag, Any]) -> Any:
-    element = elements.get(BaseTag(_CHARACTER_SET))
+    element = elements.get(_CHARACTER_SET)
     return default_encoding if element is None else list(_encodings(element.VR, element.value))
 
 
 @functools.lru_cache(64)
 def _encodings(vr: str | None, value: bytes | None) -> tuple[str, ...]:
     """Return the names that Python has for the character sets of a Specific Character Set (PS3.3 C.12.1.1.2)."""
-    element = RawDataElement(BaseTag(_CHARACTER_SET), vr, len(value or b""), value, 0, vr is None, True)
+    element = RawDataElement(_CHARACTER_SET, vr, len(value or b""), value, 0, vr is None, True)
     return tuple(convert_encodings(convert_raw_data_element(element).value))
 
 

@@ -93,7 +93,7 @@ def copy_identity(ds: Dataset) -> Dataset:
 
 def read_value(ds: Dataset, keyword: str) -> Any:
     """Return the value of `keyword`, or None where it is absent or cannot be decoded."""
-    if _tag_of(keyword) not in ds:
+    if _element(ds, keyword) is None:
         return None
     try:
         return ds.get(keyword)
@@ -107,38 +107,44 @@ def read_value(ds: Dataset, keyword: str) -> Any:
 def read_plain_text(ds: Dataset, keyword: str) -> str | None:
     """Return the text of `keyword` as `read_text` does where it is one value of letters that are the same in every
     character set (PS3.5 6.1); else None: ask `read_text`."""
-    if _tag_of(keyword) not in ds:
+    element = _element(ds, keyword)
+    if element is None:
         return ""
-    raw, vr = _raw(ds, keyword)
+    raw, vr = _raw(element, keyword)
     return raw.decode("ascii").strip(" \0") if vr in _TEXTS and _PLAIN.fullmatch(raw) else None
 
 
 def read_plain_codes(ds: Dataset, keyword: str) -> list[str] | None:
     """Return the values of a `keyword` of VR CS without padding, or None: ask `read_value`."""
-    raw, vr = _raw(ds, keyword)
+    raw, vr = _raw(_element(ds, keyword), keyword)
     plain = vr == "CS" and raw.strip(b" \0") and _PLAIN.fullmatch(raw.replace(b"\\", b""))
     return [value.strip(" \0") for value in raw.decode("ascii").split("\\")] if plain else None
 
 
 def read_plain_number(ds: Dataset, keyword: str) -> int | None:
     """Return the value of a `keyword` of VR US or IS that is one number, or None: ask `read_number`."""
-    raw, vr = _raw(ds, keyword)
+    element = _element(ds, keyword)
+    raw, vr = _raw(element, keyword)
     if vr == "US" and len(raw) == 2:
-        element: Any = ds.get_item(_tag_of(keyword))
         return int.from_bytes(raw, "little" if element.is_little_endian else "big")
     return int(raw) if vr == "IS" and _WHOLE.fullmatch(raw) else None
 
 
-def _raw(ds: Dataset, keyword: str) -> tuple[bytes, str]:
+def _element(ds: Dataset, keyword: str) -> Any:
+    """Return an element as it was read, or None: what `Dataset.get_item` comes to by five calls."""
+    return ds._dict.get(tag_of(keyword))
+
+
+def _raw(element: Any, keyword: str) -> tuple[bytes, str]:
     """Return the bytes of a value and its VR; nothing, where it is absent or not as it was read."""
-    element: Any = ds.get_item(tag) if (tag := _tag_of(keyword)) in ds else None
     if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
         return b"", ""
     return element.value, element.VR or _vr_of(keyword)
 
 
 @functools.cache
-def _tag_of(keyword: str) -> BaseTag:
+def tag_of(keyword: str) -> BaseTag:
+    """Return a tag, always the same object: others are compared by a call for each look into a dataset."""
     return Tag(keyword)
 
 
