@@ -10,7 +10,7 @@ import functools
 import re
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -42,14 +42,17 @@ _UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = Tag("SpecificCharacterSet")
 _TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
 _FIRST_AFTER_META = 0x00030000
+_ITEM = (0xFFFE, 0xE000)
 _ITEM_DELIMITATION = 0xFFFEE00D
 _EXPLICIT = struct.Struct("<HH2sH")
 _IMPLICIT = struct.Struct("<HHL")
 _LENGTH = struct.Struct("<L")
 _LETTERS = re.compile(rb"[A-Z][A-Z]")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_VRS = {vr.encode(): str(vr) for vr in VR if len(vr) == 2}
-_LONG = frozenset(vr.encode() for vr in EXPLICIT_VR_LENGTH_32)
+_VRS = {vr.encode(): (str(vr), vr in EXPLICIT_VR_LENGTH_32) for vr in VR if len(vr) == 2}
+"""VRs, and whether their lengths take four bytes (PS3.5 table 7.1-1)."""
+
+_NO_VR = (None, False)
 
 
 def is_valid_uid(uid: str) -> bool:
@@ -59,20 +62,22 @@ def is_valid_uid(uid: str) -> bool:
 
 @dataclass(frozen=True)
 class Extent:
-    """What is read of a dataset: the elements `tags`, up to the first at which it `stops`.
+    """What is read of a dataset: the elements `tags`, which end before `stops_at`, and without what is in `stops_in`.
 
     The tags are the objects that the elements are looked up by afterwards.
     """
 
     tags: Mapping[int, BaseTag]
-    stops: Callable[[int], bool]
+    stops_at: int
+    stops_in: frozenset[int] = frozenset()
 
     def stop_when(self, tag: BaseTag, vr: str | None, length: int) -> bool:
         """Stop pydicom's reading."""
-        return self.stops(tag.real)  # as an int: a tag compares ten times as slowly
+        number = tag.real  # as an int: a tag compares ten times as slowly
+        return number >= self.stops_at or number in self.stops_in
 
 
-_META = Extent({_TRANSFER_SYNTAX.real: _TRANSFER_SYNTAX}, lambda tag: tag >= _FIRST_AFTER_META)
+_META = Extent({_TRANSFER_SYNTAX.real: _TRANSFER_SYNTAX}, _FIRST_AFTER_META)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
     It ends where an element has no defined length, or does not end in the block.
     """
     elements: dict[BaseTag, Any] = {}
-    end, tags, stops = len(block), extent.tags, extent.stops
+    end, tags, stops_at, stops_in = len(block), extent.tags, extent.stops_at, extent.stops_in
     explicit, implicit, long_length = _EXPLICIT.unpack_from, _IMPLICIT.unpack_from, _LENGTH.unpack_from
     if is_implicit and _LETTERS.match(block, at + 4):
         return None
@@ -131,12 +136,13 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
             body = at + 8
         else:  # PS3.5 7.1.2
             group, number, encoded, length = explicit(block, at)
-            vr, body = _VRS.get(encoded), at + 8
-            if encoded in _LONG:
+            vr, is_long = _VRS.get(encoded, _NO_VR)
+            body = at + 8
+            if is_long:
                 (length,), body = long_length(block, body), at + 12
         tag = group << 16 | number
-        if stops(tag) and tag != _ITEM_DELIMITATION:  # first: behind the meta information the encoding is another
-            return _Scanned(elements, at, True)
+        if (tag >= stops_at or tag in stops_in) and tag != _ITEM_DELIMITATION:
+            return _Scanned(elements, at, True)  # before the VR: behind the meta information the encoding is another
         if vr is None and not is_implicit:
             return None
         if length == _UNDEFINED or body + length > end or tag == _ITEM_DELIMITATION:
@@ -147,6 +153,22 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
             elements[key] = RawDataElement(key, vr, length, value, body, is_implicit, True)
         at = body + length
     return _Scanned(elements, at, False)
+
+
+def read_first_item(element: Any, extent: Extent) -> Dataset | None:
+    """Return that extent of the first item of a sequence as it was read; None where its lengths are not all defined."""
+    if not isinstance(element, RawDataElement) or element.VR not in (None, "SQ") or not element.value:
+        return None
+    value: bytes = element.value
+    if len(value) < _IMPLICIT.size or not element.is_little_endian:
+        return None
+    group, number, length = _IMPLICIT.unpack_from(value, 0)
+    if (group, number) != _ITEM or length > len(value) - _IMPLICIT.size:
+        return None
+    scanned = _scan(value[: _IMPLICIT.size + length], _IMPLICIT.size, element.is_implicit_VR, extent)
+    if scanned is None or (scanned.at < _IMPLICIT.size + length and not scanned.is_complete):
+        return None
+    return Dataset(scanned.elements)
 
 
 def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict[BaseTag, Any]:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.head import Extent, is_valid_uid, read_head
+from dicom_node.head import Extent, is_valid_uid, read_first_item, read_head
 from dicom_node.header import (
     MANUFACTURER,
     read_items,
@@ -115,9 +115,10 @@ _KEYWORDS = (
     "VerificationFlag",
     "PreliminaryFlag",
 )
-_EXTENT = Extent(
-    {tag.real: tag for tag in map(tag_of, _KEYWORDS)}, lambda tag: tag == _CONTENT_SEQUENCE or tag > _LAST_READ
-)
+_EXTENT = Extent({tag.real: tag for tag in map(tag_of, _KEYWORDS)}, _LAST_READ + 1, frozenset({_CONTENT_SEQUENCE}))
+
+_CODE_KEYWORDS = ("CodeValue", "CodingSchemeDesignator")
+_CODE = Extent({tag.real: tag for tag in map(tag_of, _CODE_KEYWORDS)}, max(map(tag_of, _CODE_KEYWORDS)).real + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +296,11 @@ def _procedure_priority(ds: Dataset) -> str:
 
 
 def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
-    items = read_items(ds, keyword)
+    plain = read_first_item(ds._dict.get(tag_of(keyword)), _CODE)  # pydicom takes as long for it as for all the rest
+    if plain is not None and all(read_plain_text(plain, one) is not None for one in _CODE_KEYWORDS):
+        items = [plain]
+    else:
+        items = read_items(ds, keyword)
     return (_text(items[0], "CodeValue"), _text(items[0], "CodingSchemeDesignator")) if items else ("", "")
 
 

@@ -106,7 +106,7 @@ class Spool:
                 self.discard()
 
     def write_out(self) -> None:
-        """Have all of it in the file, on its way to the disk already, so that several are synced at once. Raises OSError."""
+        """Have all of it in the file, on its way to the disk: several are then synced at once. Raises OSError."""
         if self._file is None:
             self._make_file()
         assert self._file is not None

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 INCOMING = "incoming"
 CHUNK_BYTES = 1024**2
@@ -97,14 +97,15 @@ class FileStorage:
         """`root` is made when the first file is put."""
         self.root = root
         self.incoming = root / INCOMING
-        self._folders: set[Path] = set()
+        self._root, self._incoming = str(root), str(self.incoming)  # a path costs more than a file is written in
+        self._folders: set[str] = set()
         self._folders_lock = threading.Lock()
 
     def receive(self) -> BinaryIO:
         """Return a new file in `incoming`, open for writing and reading; the caller puts or removes it (`name`)."""
-        self._make_folder(self.incoming)
+        self._make_folder(self._incoming)
         name = f"{_host()}-{os.getpid()}-{secrets.token_hex(8)}.part"
-        return open(self.incoming / name, "x+b", opener=_open_private)
+        return open(f"{self._incoming}/{name}", "x+b", opener=_open_private)
 
     def put(self, key: str, source: Path | bytes) -> StoredFile:
         """File `source` under `key`, durably: bytes are written, a path (in `incoming`) is moved. Raises OSError.
@@ -134,14 +135,16 @@ class FileStorage:
 
     def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
         """Move such files under their keys; each folder is synced once. Returns what each of them met with."""
-        faults = [_fault_of(self._move, path, self.path(key)) for key, path in files]
-        folders = {self.path(key).parent for key, _ in files}
-        unsynced = {folder: _fault_of(_sync_folder, folder) for folder in folders}
-        return [fault or unsynced[self.path(key).parent] for (key, _), fault in zip(files, faults, strict=True)]
+        faults = [_fault_of(self._move, key, path) for key, path in files]
+        unsynced = {folder: _fault_of(_sync_folder, folder) for folder in {self._folder(key) for key, _ in files}}
+        return [fault or unsynced[self._folder(key)] for (key, _), fault in zip(files, faults, strict=True)]
 
-    def _move(self, path: Path, target: Path) -> None:
-        self._make_folder(target.parent)
-        path.replace(target)
+    def _move(self, key: str, path: Path) -> None:
+        self._make_folder(self._folder(key))
+        os.replace(path, f"{self._root}/{key}")  # noqa: PTH105 - see `_root`
+
+    def _folder(self, key: str) -> str:
+        return f"{self._root}/{key.rpartition('/')[0]}"
 
     def path(self, key: str) -> Path:
         """Return where `key` is."""
@@ -165,7 +168,7 @@ class FileStorage:
 
     def free_bytes(self) -> int:
         """Return the free space of the file system, in bytes."""
-        self._make_folder(self.incoming)
+        self._make_folder(self._incoming)
         return shutil.disk_usage(self.incoming).free
 
     def sweep_incoming(self, older_than: float) -> int:
@@ -184,20 +187,21 @@ class FileStorage:
                 continue
         return removed
 
-    def _make_folder(self, folder: Path) -> None:
-        """Make `folder` and those above it, durably: on return its entry is synced, whichever thread made it."""
-        if folder in self._folders and folder.is_dir():
+    def _make_folder(self, name: str) -> None:
+        """Make a folder and those above it, durably: on return its entry is synced, whichever thread made it."""
+        if name in self._folders and os.path.isdir(name):  # noqa: PTH112 - as above
             return
         with self._folders_lock:
-            if folder in self._folders and folder.is_dir():
+            if name in self._folders and os.path.isdir(name):  # noqa: PTH112
                 return
+            folder = Path(name)
             missing = [folder, *folder.parents][: folder.parents.index(self.root.parent) + 1]
             for part in reversed(missing):
                 made = self._siblings(part)
                 for one in made:
                     one.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync_folder(part.parent)
-            self._folders.update(made)
+                _sync_folder(str(part.parent))
+            self._folders.update(map(str, made))
 
     def _siblings(self, folder: Path) -> list[Path]:
         """Return the folders that are made with `folder`: those of all studies at once, for one sync instead of 256."""
@@ -206,7 +210,7 @@ class FileStorage:
         return [self.root / f"{number:02x}" for number in range(256)]
 
 
-def _fault_of(act: Callable[..., None], *arguments: Path) -> OSError | None:
+def _fault_of(act: Callable[..., None], *arguments: Any) -> OSError | None:
     """Return the OSError that an act ends in."""
     try:
         act(*arguments)
@@ -274,7 +278,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -51,7 +51,7 @@ LOGGED = {"new": "filed", "repeat": "held already", "conflict": "kept aside", "o
 
 
 def store(door: Door, requests: Sequence[StoreRequest]) -> list[Answer]:
-    """File what came at one time, or not: return the answers. What fails of one of them is not held against the others."""
+    """File what came at one time, or not: return the answers. What one fails of is not held against the others."""
     with door.filing.coming(len(requests)):
         filed = _attempt(_file, door, requests)
     outcomes = filed if isinstance(filed, list) else [filed] * len(requests)
@@ -91,7 +91,7 @@ def explain(error: Exception) -> str:
 
 
 def _file(door: Door, requests: Sequence[StoreRequest]) -> list[Recorded | Exception]:
-    """Keep the instances' bytes, then their rows; return what became of each, of which `STORE_STATUS` lists the failures.
+    """Keep the instances' bytes, then their rows; return what became of each (failures: see `STORE_STATUS`).
 
     Each step is made for all of them before the next: what waits for the disk, or the database, waits once.
     """
