@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
@@ -18,10 +19,11 @@ from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
 
 @dataclass(frozen=True, slots=True)
 class LockedStudy:
-    """A study's row, locked until the end of the transaction."""
+    """A study's row, locked until the end of the transaction; `is_new`: made in it, and without a job so far."""
 
     study_instance_uid: str
     revision: int
+    is_new: bool = False
 
 
 Studies = dict[str, LockedStudy]
@@ -36,7 +38,6 @@ _PROLONG = (
     update(table_of(JobRow))
     .where(table_of(JobRow).c.job_id == bindparam("prolonged"), table_of(JobRow).c.state == "RECEIVING")
     .values(last_instance_at=bindparam("now"), due_at=bindparam("due"), updated_at=bindparam("now"))
-    .returning(table_of(JobRow).c.job_id)
 )
 
 _INSERT_JOBS = insert(table_of(JobRow)).returning(table_of(JobRow).c.job_id, table_of(JobRow).c.study_instance_uid)
@@ -51,36 +52,60 @@ def take_up(
 
     `came_at` says when something came for which study. `studies` has the new revisions afterwards.
     """
-    if not came_at:
-        return {}
-    known: dict[str, list[Any]] = {}
-    for row in connection.execute(_JOBS, {"uids": sorted(came_at)}):
-        known.setdefault(row.study_instance_uid, []).append(row)
-    taken, opened = dict[str, tuple[int, int]](), []
+    known = _jobs_of(connection, [uid for uid in sorted(came_at) if not studies[uid].is_new])
+    taken = _prolong(connection, studies, known, came_at, quiet_period)
+    opened = []
     for uid, now in sorted(came_at.items()):
-        job_id = _prolong(connection, studies[uid], known.get(uid, ()), now, quiet_period)
-        if job_id is not None:
-            taken[uid] = job_id, studies[uid].revision
+        if uid in taken:
             continue
         if uid in known:
             studies[uid] = replace(studies[uid], revision=studies[uid].revision + 1)
             _supersede_jobs(connection, studies[uid], now)
         opened.append(_first_values(studies[uid], now, quiet_period))
+        studies[uid] = replace(studies[uid], is_new=False)
     for row in connection.execute(_INSERT_JOBS, opened) if opened else ():
         taken[row.study_instance_uid] = row.job_id, studies[row.study_instance_uid].revision
     return taken
 
 
+def _jobs_of(connection: Connection, uids: Sequence[str]) -> dict[str, list[Any]]:
+    jobs: dict[str, list[Any]] = {}
+    for row in connection.execute(_JOBS, {"uids": uids}).all() if uids else ():
+        jobs.setdefault(row.study_instance_uid, []).append(row)
+    return jobs
+
+
 def _prolong(
-    connection: Connection, study: LockedStudy, jobs: Iterable[Any], now: datetime, quiet_period: timedelta
-) -> int | None:
-    """Start the quiet period of the study's job anew; None if it has no job in RECEIVING."""
-    receiving = [job for job in jobs if job.revision == study.revision and job.state == "RECEIVING"]
-    if not receiving:
-        return None
-    due = look_again_at(receiving[0].first_instance_at, now, quiet_period)
-    job_id: int | None = connection.scalar(_PROLONG, {"prolonged": receiving[0].job_id, "now": now, "due": due})
-    return job_id
+    connection: Connection,
+    studies: Studies,
+    known: Mapping[str, Iterable[Any]],
+    came_at: Mapping[str, datetime],
+    quiet_period: timedelta,
+) -> dict[str, tuple[int, int]]:
+    """Start the quiet periods of those studies anew that have a job in RECEIVING; return (job, revision) of each."""
+    current = _receiving(studies, known)
+    changes = [
+        {
+            "prolonged": job.job_id,
+            "now": came_at[uid],
+            "due": look_again_at(job.first_instance_at, came_at[uid], quiet_period),
+        }
+        for uid, job in current.items()
+    ]
+    if changes and connection.execute(_PROLONG, changes).rowcount != len(changes):
+        # those that were prolonged are locked by that: what is in RECEIVING still is what was
+        current = _receiving(studies, _jobs_of(connection, list(current)))
+    return {uid: (job.job_id, job.revision) for uid, job in current.items()}
+
+
+def _receiving(studies: Studies, jobs: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
+    """Return the jobs of the studies' current revisions that are in RECEIVING."""
+    return {
+        uid: job
+        for uid, of_study in sorted(jobs.items(), key=itemgetter(0))
+        for job in of_study
+        if job.revision == studies[uid].revision and job.state == "RECEIVING"
+    }
 
 
 def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) -> dict[str, Any]:
