@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,16 +176,19 @@ class Instance:
 
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+        values = zip(_FACTS, _VALUES_OF(self), strict=True)
+        return {name: list(value) if type(value) is tuple else value for name, value in values}
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Instance:
         """Return the instance that `facts` came from; unknown facts of other versions are left out."""
-        names = {field.name for field in fields(cls)}
-        values: dict[str, Any] = {name: value for name, value in facts.items() if name in names}
+        values: dict[str, Any] = {name: value for name, value in facts.items() if name in _FACTS}
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
+
+
+_FACTS = tuple(field.name for field in fields(Instance))
+_VALUES_OF = attrgetter(*_FACTS)
 
 
 def read_instance(source: Path | bytes) -> Instance:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import DOCUMENT_CLASSES, Instance
-from dicom_node.queries.inserting import insert_new, insert_or_ignore
+from dicom_node.queries.direct import KeyedQuestion
+from dicom_node.queries.inserting import insert_new, insert_or_ignore, table_of
 from dicom_node.queries.revisions import LockedStudy, Studies, add_events, take_up
 from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
@@ -90,7 +91,8 @@ def _pop(uids: set[str], uid: str) -> bool:
     return found
 
 
-_RESULTS = select(ResultRow.sop_instance_uid).where(ResultRow.sop_instance_uid.in_(bindparam("uids", expanding=True)))
+_RESULT = table_of(ResultRow).c.sop_instance_uid
+_RESULTS = KeyedQuestion(select(_RESULT), _RESULT)
 
 
 def _results_among(connection: Connection, arrivals: Iterable[Arrival]) -> set[str]:
@@ -98,7 +100,7 @@ def _results_among(connection: Connection, arrivals: Iterable[Arrival]) -> set[s
     documents = [one.instance for one in arrivals if one.instance.sop_class_uid.startswith(DOCUMENT_CLASSES)]
     own = {one.sop_instance_uid for one in documents if one.is_own_result}
     uids = {one.sop_instance_uid for one in documents} - own
-    return own | set(connection.scalars(_RESULTS, {"uids": sorted(uids)})) if uids else own
+    return own | {row.sop_instance_uid for row in _RESULTS.ask(connection, sorted(uids))}
 
 
 def _open(
@@ -185,11 +187,12 @@ def _instances_in(connection: Connection, study_instance_uid: str) -> list[Insta
 
 
 # key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
-_LOCK_STUDIES = (
-    select(StudyRow.study_instance_uid, StudyRow.revision, StudyRow.patient_id, StudyRow.accession_number)
-    .where(StudyRow.study_instance_uid.in_(bindparam("uids", expanding=True)))
-    .order_by(StudyRow.study_instance_uid)
-    .with_for_update(key_share=True)
+_STUDY = table_of(StudyRow).c
+_LOCK_STUDIES = KeyedQuestion(
+    select(_STUDY.study_instance_uid, _STUDY.revision, _STUDY.patient_id, _STUDY.accession_number)
+    .order_by(_STUDY.study_instance_uid)
+    .with_for_update(key_share=True),
+    _STUDY.study_instance_uid,
 )
 
 
@@ -204,10 +207,10 @@ def _lock_studies(connection: Connection, arrivals: Sequence[Arrival]) -> Studie
     wanted = made.keys() | {uid for one in arrivals for uid in one.instance.evidence_studies}
     studies = _lock_known(connection, wanted, made) if connection.dialect.name == "sqlite" else {}
     rows = [{"study_instance_uid": uid, "revision": 1} | made[uid] for uid in sorted(made.keys() - studies)]
-    for row in insert_new(connection, StudyRow, rows) if rows else ():
+    for row in insert_new(connection, StudyRow, rows):
         studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, 1, is_new=True)
     others = wanted - studies.keys()
-    return studies | _lock_known(connection, others, made) if others else studies
+    return studies | _lock_known(connection, others, made)
 
 
 def _studies_of(arrivals: Iterable[Arrival]) -> dict[str, dict[str, Any]]:
@@ -224,7 +227,7 @@ def _studies_of(arrivals: Iterable[Arrival]) -> dict[str, dict[str, Any]]:
 def _lock_known(connection: Connection, uids: Collection[str], made: Mapping[str, Mapping[str, str]]) -> Studies:
     """Lock those of the studies that there are, and fill in what instances say of them."""
     studies: Studies = {}
-    for row in connection.execute(_LOCK_STUDIES, {"uids": sorted(uids)}).all():
+    for row in _LOCK_STUDIES.ask(connection, sorted(uids)):
         studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, row.revision)
         if given := made.get(row.study_instance_uid):
             _fill_in(connection, given, row)

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.queries.direct import KeyedQuestion, fetch, write
 from dicom_node.queries.hints import unindexed
 from dicom_node.queries.inserting import table_of
 from dicom_node.study import WORKING_STATES, look_again_at
@@ -29,18 +30,20 @@ class LockedStudy:
 Studies = dict[str, LockedStudy]
 
 
-_JOBS = select(JobRow.job_id, JobRow.study_instance_uid, JobRow.revision, JobRow.state, JobRow.first_instance_at).where(
-    JobRow.study_instance_uid.in_(bindparam("uids", expanding=True))
+_TABLE = table_of(JobRow)
+_JOBS = KeyedQuestion(
+    select(_TABLE.c.job_id, _TABLE.c.study_instance_uid, _TABLE.c.revision, _TABLE.c.state, _TABLE.c.first_instance_at),
+    _TABLE.c.study_instance_uid,
 )
 
 # conditional: the scheduler may have closed the job since it was looked at
 _PROLONG = (
-    update(table_of(JobRow))
-    .where(table_of(JobRow).c.job_id == bindparam("prolonged"), table_of(JobRow).c.state == "RECEIVING")
+    update(_TABLE)
+    .where(_TABLE.c.job_id == bindparam("prolonged"), _TABLE.c.state == "RECEIVING")
     .values(last_instance_at=bindparam("now"), due_at=bindparam("due"), updated_at=bindparam("now"))
 )
 
-_INSERT_JOBS = insert(table_of(JobRow)).returning(table_of(JobRow).c.job_id, table_of(JobRow).c.study_instance_uid)
+_INSERT_JOBS = insert(_TABLE).returning(_TABLE.c.job_id, _TABLE.c.study_instance_uid)
 
 _INSERT_EVENTS = insert(table_of(EventRow))
 
@@ -63,14 +66,14 @@ def take_up(
             _supersede_jobs(connection, studies[uid], now)
         opened.append(_first_values(studies[uid], now, quiet_period))
         studies[uid] = replace(studies[uid], is_new=False)
-    for row in connection.execute(_INSERT_JOBS, opened) if opened else ():
+    for row in fetch(connection, _INSERT_JOBS, opened) if opened else ():
         taken[row.study_instance_uid] = row.job_id, studies[row.study_instance_uid].revision
     return taken
 
 
 def _jobs_of(connection: Connection, uids: Sequence[str]) -> dict[str, list[Any]]:
     jobs: dict[str, list[Any]] = {}
-    for row in connection.execute(_JOBS, {"uids": uids}).all() if uids else ():
+    for row in _JOBS.ask(connection, uids):
         jobs.setdefault(row.study_instance_uid, []).append(row)
     return jobs
 
@@ -92,7 +95,7 @@ def _prolong(
         }
         for uid, job in current.items()
     ]
-    if changes and connection.execute(_PROLONG, changes).rowcount != len(changes):
+    if changes and write(connection, _PROLONG, changes) != len(changes):
         # those that were prolonged are locked by that: what is in RECEIVING still is what was
         current = _receiving(studies, _jobs_of(connection, list(current)))
     return {uid: (job.job_id, job.revision) for uid, job in current.items()}
@@ -116,6 +119,10 @@ def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) ->
         "study_instance_uid": study.study_instance_uid,
         "revision": study.revision,
         "state": "RECEIVING",
+        "priority": "ROUTINE",
+        "attempts": 0,
+        "deaths": 0,
+        "timings": {},
         "due_at": look_again_at(now, now, quiet_period),
     }
 
@@ -148,4 +155,4 @@ def _supersede_jobs(connection: Connection, study: LockedStudy, now: datetime) -
 def add_events(connection: Connection, events: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to the timelines of studies."""
     if events:
-        connection.execute(_INSERT_EVENTS, events)
+        write(connection, _INSERT_EVENTS, events)
