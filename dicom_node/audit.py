@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, Literal
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -110,13 +111,17 @@ class AuditEvent:
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as JSON values."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = dict(zip(_NAMES, _VALUES_OF(self), strict=True))
         return values | {"sop_classes": dict(self.sop_classes)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AuditEvent:
         """Return the event that `values` came from."""
         return cls(**values)
+
+
+_NAMES = tuple(one.name for one in fields(AuditEvent))
+_VALUES_OF = attrgetter(*_NAMES)
 
 
 @dataclass(frozen=True, slots=True)

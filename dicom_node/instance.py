@@ -178,8 +178,8 @@ class Instance:
 
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        values = zip(_FACTS, _values_of(self), strict=True)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+        values = zip(_FACTS, _VALUES_OF(self), strict=True)
+        return {name: list(value) if type(value) is tuple else value for name, value in values}
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> Instance:
@@ -190,7 +190,7 @@ class Instance:
 
 
 _FACTS = tuple(field.name for field in fields(Instance))
-_values_of = attrgetter(*_FACTS)
+_VALUES_OF = attrgetter(*_FACTS)
 
 
 def read_instance(source: Path | bytes) -> Instance:

@@ -19,8 +19,14 @@ from dicom_node.errors import InvalidInstanceError
 from dicom_node.head import is_valid_uid
 from dicom_node.pdata import Command
 
-HELD_BYTES = 1024**2
+import os as _o
+
+HELD_BYTES = int(_o.environ.get("KN_HELD", 1024**2))
+SMALL_BYTES = int(_o.environ.get("KN_SMALL", 256 * 1024))
 """So much of a dataset is held in memory, and goes to the disk with others that have come in the meantime."""
+
+SMALL_BYTES = 256 * 1024
+"""So much is small: what an instance costs beside its bytes is more than what they cost."""
 
 CHECK_SPACE_EVERY = 16 * 1024**2
 """Bytes of a dataset between two looks at the free space."""
@@ -80,8 +86,8 @@ class Spool:
 
     @property
     def is_large(self) -> bool:
-        """Whether it is more than is held in memory."""
-        return self.size > HELD_BYTES
+        """Whether its bytes cost more than all else: threads of their own take such in at the same time."""
+        return self.size > SMALL_BYTES
 
     @property
     def source(self) -> Path | bytes:

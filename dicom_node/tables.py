@@ -5,7 +5,9 @@ Only `queries` reads and writes them. Instants are stored in UTC; JSON columns h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -20,7 +22,9 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 UID = String(64)
 
@@ -33,20 +37,36 @@ def partial_index(name: str, *columns: str, where: str) -> Index:
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
+@lru_cache(256)
+def _written(value: datetime | None) -> str | None:
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds") if value is not None else None
+
+
+class _SqliteDateTime(sqlite.DATETIME):
+    """An aware instant in UTC, written as SQLAlchemy does (YYYY-MM-DD HH:MM:SS.ffffff), but once for all rows of it."""
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], str | None]:
+        """Return the function that writes one."""
+        return _written
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware instant, kept in UTC on every engine (SQLite has no time zones)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[datetime]:
+        """Return what writes instants for the engine."""
+        if dialect.name == "sqlite":
+            return _SqliteDateTime()  # type: ignore[no-untyped-call]
+        return super().load_dialect_impl(dialect)
+
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive instants and convert the others to UTC."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
+        """Refuse naive instants and convert the others to UTC, which on SQLite is done where they are written."""
+        if value is not None and value.tzinfo is None:
             raise ValueError("an instant without a time zone cannot be stored")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+        return value if value is None or dialect.name == "sqlite" else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Give the instant back as aware, in UTC."""

@@ -1,12 +1,12 @@
 """All SQL: functions with the session first, frozen values out; rows never leave this package.
 
 `engine` and `schema` open the database, `receiving` files instances, `revisions` takes their studies up, `inserting`
-inserts what may be there, `jobs` moves a study along its path, `outcomes` keeps what the steps make, `dispatches` takes
-results to their destinations, `confirmations` has these confirm them, `destinations` holds one that is away, `leases`
-says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up, `views` answers
-people, `counts` says how much there is, `processes` what lives and has counted, `notifications` what administrators are
-told, `search` and `overview` answer the console, `changes` is what administrators do, `accounts` who uses the console,
-`snapshot` takes all of it along, `hints` tells engines what they do not know.
+inserts what may be there, `direct` asks SQLite, `jobs` moves a study along its path, `outcomes` keeps what the steps
+make, `dispatches` takes results to their destinations, `confirmations` has these confirm them, `destinations` holds one
+that is away, `leases` says who works on what, `commitments` answers senders, `audit` and `retention` keep and clear up,
+`views` answers people, `counts` says how much there is, `processes` what lives and has counted, `notifications` what
+administrators are told, `search` and `overview` answer the console, `changes` is what administrators do, `accounts` who
+uses the console, `snapshot` takes all along, `hints` tells engines what they do not know.
 """
 
 from dicom_node.queries.accounts import (

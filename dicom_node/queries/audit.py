@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, aliased, sessionmaker
 from dicom_node.audit import AuditEvent, Kind
 from dicom_node.clock import Clock
 from dicom_node.logs import log_event
+from dicom_node.queries.direct import KeyedQuestion, write
 from dicom_node.queries.engine import DATABASE_ERRORS, explain
 from dicom_node.queries.inserting import table_of
 from dicom_node.queries.receiving import Arrival
@@ -71,19 +72,17 @@ def note_received(session: Session, arrivals: Iterable[Arrival]) -> None:
         study = hashlib.sha256(one.instance.study_instance_uid.encode()).hexdigest()[:16]
         brought.setdefault(f"{one.association[:40]} {study}", []).append(one)
     connection = session.connection()
-    known = connection.execute(_RECEIVED, {"keys": sorted(brought)}).all()
+    known = _RECEIVED.ask(connection, sorted(brought))
     if counted := [_counted(row, brought.pop(str(row.association))) for row in known]:
-        connection.execute(_COUNT, counted)
+        write(connection, _COUNT, counted)
     if brought:
-        connection.execute(_INSERT, [_first_event(key, of_key) for key, of_key in brought.items()])
+        write(connection, _INSERT, [_first_event(key, of_key) for key, of_key in brought.items()])
 
 
 _TABLE = table_of(AuditRow)
-_RECEIVED = (
-    select(_TABLE.c.id, _TABLE.c.association, _TABLE.c.event)
-    .where(_TABLE.c.association.in_(bindparam("keys", expanding=True)))
-    .order_by(_TABLE.c.id)
-    .with_for_update()
+_RECEIVED = KeyedQuestion(
+    select(_TABLE.c.id, _TABLE.c.association, _TABLE.c.event).order_by(_TABLE.c.id).with_for_update(),
+    _TABLE.c.association,
 )
 _COUNT = (
     update(_TABLE)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from dicom_node.queries.direct import fetch
 from dicom_node.tables import Base
 
 
@@ -28,11 +29,11 @@ def _insert_or_ignore(dialect: str, row: type[Base]) -> Any:
 
 
 def insert_new(connection: Connection, row: type[Base], rows: Sequence[Mapping[str, Any]]) -> Collection[Any]:
-    """Insert those rows whose key is free; return their primary keys."""
-    return connection.execute(_insert_or_ignore(connection.dialect.name, row), rows).all()
+    """Insert those rows whose key is free, with all of their values; return their primary keys."""
+    return fetch(connection, _insert_or_ignore(connection.dialect.name, row), rows) if rows else ()
 
 
 def insert_or_ignore(session: Session, row: type[Base], **values: Any) -> bool:
     """Insert a row unless its key is taken; return whether it was inserted."""
     session.flush()
-    return bool(insert_new(session.connection(), row, [values]))
+    return bool(session.connection().execute(_insert_or_ignore(session.get_bind().dialect.name, row), [values]).all())

@@ -7,16 +7,17 @@ is filed by the same few statements as one instance: they cost more than their r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.instance import DOCUMENT_CLASSES, Instance
-from dicom_node.queries.inserting import insert_new, insert_or_ignore
+from dicom_node.queries.direct import KeyedQuestion
+from dicom_node.queries.inserting import insert_new, insert_or_ignore, table_of
 from dicom_node.queries.revisions import LockedStudy, Studies, add_events, take_up
 from dicom_node.selection import add_referred
 from dicom_node.storage import StoredFile
@@ -66,14 +67,16 @@ def record_instances(session: Session, arrivals: Sequence[Arrival], quiet_period
     connection = session.connection()  # the session would cost as much again as the statements
     results = _results_among(connection, arrivals)
     filed = [number for number, one in enumerate(arrivals) if one.instance.sop_instance_uid not in results]
-    recorded = {number: Recorded("own") for number in range(len(arrivals)) if number not in filed}
+    recorded = dict.fromkeys(range(len(arrivals)), Recorded("own"))
     if filed:
         studies = _lock_studies(connection, [arrivals[number] for number in filed])
         inserted = _insert_instances(connection, [arrivals[number] for number in filed], studies)
         new = [number for number in filed if _pop(inserted, arrivals[number].instance.sop_instance_uid)]
-        recorded |= zip(new, _open(session, [arrivals[number] for number in new], studies, quiet_period), strict=True)
-        recorded |= {number: _note_repeat(session, arrivals[number]) for number in filed if number not in new}
-    return tuple(recorded[number] for number in range(len(arrivals)))
+        opened = _open(connection, [arrivals[number] for number in new], studies, quiet_period)
+        recorded |= zip(new, opened, strict=True)
+        repeats = set(filed).difference(new)
+        recorded |= {number: _note_repeat(session, arrivals[number]) for number in sorted(repeats)}
+    return tuple(recorded.values())
 
 
 def record_instance(session: Session, arrival: Arrival, quiet_period: timedelta) -> Recorded:
@@ -88,7 +91,8 @@ def _pop(uids: set[str], uid: str) -> bool:
     return found
 
 
-_RESULTS = select(ResultRow.sop_instance_uid).where(ResultRow.sop_instance_uid.in_(bindparam("uids", expanding=True)))
+_RESULT = table_of(ResultRow).c.sop_instance_uid
+_RESULTS = KeyedQuestion(select(_RESULT), _RESULT)
 
 
 def _results_among(connection: Connection, arrivals: Iterable[Arrival]) -> set[str]:
@@ -96,20 +100,21 @@ def _results_among(connection: Connection, arrivals: Iterable[Arrival]) -> set[s
     documents = [one.instance for one in arrivals if one.instance.sop_class_uid.startswith(DOCUMENT_CLASSES)]
     own = {one.sop_instance_uid for one in documents if one.is_own_result}
     uids = {one.sop_instance_uid for one in documents} - own
-    return own | set(connection.scalars(_RESULTS, {"uids": sorted(uids)})) if uids else own
+    return own | {row.sop_instance_uid for row in _RESULTS.ask(connection, sorted(uids))}
 
 
-def _open(session: Session, new: Sequence[Arrival], studies: Studies, quiet_period: timedelta) -> Iterable[Recorded]:
+def _open(
+    connection: Connection, new: Sequence[Arrival], studies: Studies, quiet_period: timedelta
+) -> Iterable[Recorded]:
     """Take the studies up that new instances came for; return what became of each instance."""
     to_ground = [one for one in new if one.instance.role != "other"]
     came_at = {one.instance.study_instance_uid: one.at for one in sorted(to_ground, key=lambda one: one.at)}
     before = dict(studies)
-    connection = session.connection()
     jobs = take_up(connection, studies, came_at, quiet_period)
     revised = [
         one.instance
         for one in to_ground
-        if studies[one.instance.study_instance_uid] != before[one.instance.study_instance_uid]
+        if studies[one.instance.study_instance_uid].revision != before[one.instance.study_instance_uid].revision
     ]
     _revise(connection, revised, studies)
     recorded = [_recorded(one, before, jobs) for one in new]
@@ -117,7 +122,7 @@ def _open(session: Session, new: Sequence[Arrival], studies: Studies, quiet_peri
     for one in to_ground:
         if one.instance.role == "report":
             for uid in sorted(one.instance.evidence_studies):
-                _refer(session, one, uid, studies, quiet_period)
+                _refer(connection, one, uid, studies, quiet_period)
     return recorded
 
 
@@ -160,22 +165,20 @@ def _how(arrival: Arrival) -> str:
     )
 
 
-def _refer(session: Session, report: Arrival, uid: str, studies: Studies, quiet_period: timedelta) -> None:
+def _refer(connection: Connection, report: Arrival, uid: str, studies: Studies, quiet_period: timedelta) -> None:
     """Link a report to a study that it names, and take that one up if the report counts for it as it is now.
 
     The link stays in any case: the images may come, or be corrected, later.
     """
-    instance, study, connection = report.instance, studies.get(uid), session.connection()
+    instance, study = report.instance, studies.get(uid)
     revision = study.revision if study is not None else 1
     if study is not None and instance in add_referred(_instances_in(connection, uid), [instance]):
         job_id, revision = take_up(connection, studies, {uid: report.at}, quiet_period)[uid]
         detail = f"a report in study {instance.study_instance_uid} is about this one: {instance.sop_instance_uid}"
         event = {"study_instance_uid": uid, "job_id": job_id, "at": report.at, "event": "report referred"}
         add_events(connection, [event | {"detail": detail}])
-    insert_or_ignore(
-        session, ReportReferenceRow, sop_instance_uid=instance.sop_instance_uid, study_instance_uid=uid,
-        revision=revision,
-    )  # fmt: skip
+    link = {"sop_instance_uid": instance.sop_instance_uid, "study_instance_uid": uid, "revision": revision}
+    insert_new(connection, ReportReferenceRow, [link])
 
 
 def _instances_in(connection: Connection, study_instance_uid: str) -> list[Instance]:
@@ -184,41 +187,61 @@ def _instances_in(connection: Connection, study_instance_uid: str) -> list[Insta
 
 
 # key_share: rows that only refer to the study (events of the workers) need not wait for this transaction
-_LOCK_STUDIES = (
-    select(StudyRow.study_instance_uid, StudyRow.revision, StudyRow.patient_id, StudyRow.accession_number)
-    .where(StudyRow.study_instance_uid.in_(bindparam("uids", expanding=True)))
-    .order_by(StudyRow.study_instance_uid)
-    .with_for_update(key_share=True)
+_STUDY = table_of(StudyRow).c
+_LOCK_STUDIES = KeyedQuestion(
+    select(_STUDY.study_instance_uid, _STUDY.revision, _STUDY.patient_id, _STUDY.accession_number)
+    .order_by(_STUDY.study_instance_uid)
+    .with_for_update(key_share=True),
+    _STUDY.study_instance_uid,
 )
 
 
 def _lock_studies(connection: Connection, arrivals: Sequence[Arrival]) -> Studies:
     """Lock the studies of instances, which are made if need be, and those known ones that these are about.
 
-    In one order of their UIDs, whoever asks: two reports about each other's studies do not wait for one another.
+    In one order of their UIDs, whoever asks: two reports about each other's studies do not wait for one another. What
+    is inserted is locked by that, so that nothing is waited for with others locked; where one transaction alone writes
+    at a time (SQLite), nothing is waited for at all, and what is there is asked first, which is what is usual.
     """
+    made = _studies_of(arrivals)
+    wanted = made.keys() | {uid for one in arrivals for uid in one.instance.evidence_studies}
+    studies = _lock_known(connection, wanted, made) if connection.dialect.name == "sqlite" else {}
+    rows = [{"study_instance_uid": uid, "revision": 1} | made[uid] for uid in sorted(made.keys() - studies)]
+    for row in insert_new(connection, StudyRow, rows):
+        studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, 1, is_new=True)
+    others = wanted - studies.keys()
+    return studies | _lock_known(connection, others, made)
+
+
+def _studies_of(arrivals: Iterable[Arrival]) -> dict[str, dict[str, Any]]:
+    """Return of each study of instances what these say of it."""
     made: dict[str, dict[str, Any]] = {}
     for one in arrivals:
         values = made.setdefault(one.instance.study_instance_uid, {"patient_id": "", "accession_number": ""})
         values["patient_id"] = values["patient_id"] or one.instance.patient_id[:64]
         values["accession_number"] = values["accession_number"] or one.instance.accession_number[:64]
         values.setdefault("created_at", one.at)
-    rows = [{"study_instance_uid": uid, "revision": 1} | made[uid] for uid in sorted(made)]
-    insert_new(connection, StudyRow, rows)
-    about = {uid for one in arrivals for uid in one.instance.evidence_studies}
+    return made
+
+
+def _lock_known(connection: Connection, uids: Collection[str], made: Mapping[str, Mapping[str, str]]) -> Studies:
+    """Lock those of the studies that there are, and fill in what instances say of them."""
     studies: Studies = {}
-    for row in connection.execute(_LOCK_STUDIES, {"uids": sorted(made.keys() | about)}):
+    for row in _LOCK_STUDIES.ask(connection, sorted(uids)):
         studies[row.study_instance_uid] = LockedStudy(row.study_instance_uid, row.revision)
         if given := made.get(row.study_instance_uid):
-            _fill_in(connection, row.study_instance_uid, given, row._asdict())
+            _fill_in(connection, given, row)
     return studies
 
 
-def _fill_in(connection: Connection, uid: str, given: Mapping[str, str], held: Mapping[str, Any]) -> None:
+def _fill_in(connection: Connection, given: Mapping[str, str], held: Any) -> None:
     """Set the texts of a study that no instance has given so far."""
-    texts = {name: given[name] for name in ("patient_id", "accession_number") if given[name] and not held[name]}
+    texts = {
+        name: given[name] for name in ("patient_id", "accession_number") if given[name] and not getattr(held, name)
+    }
     if texts:
-        connection.execute(update(StudyRow).where(StudyRow.study_instance_uid == uid).values(texts))
+        of_study = StudyRow.study_instance_uid == held.study_instance_uid
+        connection.execute(update(StudyRow).where(of_study).values(texts))
 
 
 def _insert_instances(connection: Connection, arrivals: Sequence[Arrival], studies: Studies) -> set[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from dicom_node.delivery import OPEN_DISPATCHES
+from dicom_node.queries.direct import KeyedQuestion, fetch, write
 from dicom_node.queries.hints import unindexed
 from dicom_node.queries.inserting import table_of
 from dicom_node.study import WORKING_STATES, look_again_at
@@ -18,28 +20,30 @@ from dicom_node.tables import DispatchRow, EventRow, JobRow, StudyRow
 
 @dataclass(frozen=True, slots=True)
 class LockedStudy:
-    """A study's row, locked until the end of the transaction."""
+    """A study's row, locked until the end of the transaction; `is_new`: made in it, and without a job so far."""
 
     study_instance_uid: str
     revision: int
+    is_new: bool = False
 
 
 Studies = dict[str, LockedStudy]
 
 
-_JOBS = select(JobRow.job_id, JobRow.study_instance_uid, JobRow.revision, JobRow.state, JobRow.first_instance_at).where(
-    JobRow.study_instance_uid.in_(bindparam("uids", expanding=True))
+_TABLE = table_of(JobRow)
+_JOBS = KeyedQuestion(
+    select(_TABLE.c.job_id, _TABLE.c.study_instance_uid, _TABLE.c.revision, _TABLE.c.state, _TABLE.c.first_instance_at),
+    _TABLE.c.study_instance_uid,
 )
 
 # conditional: the scheduler may have closed the job since it was looked at
 _PROLONG = (
-    update(table_of(JobRow))
-    .where(table_of(JobRow).c.job_id == bindparam("prolonged"), table_of(JobRow).c.state == "RECEIVING")
+    update(_TABLE)
+    .where(_TABLE.c.job_id == bindparam("prolonged"), _TABLE.c.state == "RECEIVING")
     .values(last_instance_at=bindparam("now"), due_at=bindparam("due"), updated_at=bindparam("now"))
-    .returning(table_of(JobRow).c.job_id)
 )
 
-_INSERT_JOBS = insert(table_of(JobRow)).returning(table_of(JobRow).c.job_id, table_of(JobRow).c.study_instance_uid)
+_INSERT_JOBS = insert(_TABLE).returning(_TABLE.c.job_id, _TABLE.c.study_instance_uid)
 
 _INSERT_EVENTS = insert(table_of(EventRow))
 
@@ -51,36 +55,60 @@ def take_up(
 
     `came_at` says when something came for which study. `studies` has the new revisions afterwards.
     """
-    if not came_at:
-        return {}
-    known: dict[str, list[Any]] = {}
-    for row in connection.execute(_JOBS, {"uids": sorted(came_at)}):
-        known.setdefault(row.study_instance_uid, []).append(row)
-    taken, opened = dict[str, tuple[int, int]](), []
+    known = _jobs_of(connection, [uid for uid in sorted(came_at) if not studies[uid].is_new])
+    taken = _prolong(connection, studies, known, came_at, quiet_period)
+    opened = []
     for uid, now in sorted(came_at.items()):
-        job_id = _prolong(connection, studies[uid], known.get(uid, ()), now, quiet_period)
-        if job_id is not None:
-            taken[uid] = job_id, studies[uid].revision
+        if uid in taken:
             continue
         if uid in known:
             studies[uid] = replace(studies[uid], revision=studies[uid].revision + 1)
             _supersede_jobs(connection, studies[uid], now)
         opened.append(_first_values(studies[uid], now, quiet_period))
-    for row in connection.execute(_INSERT_JOBS, opened) if opened else ():
+        studies[uid] = replace(studies[uid], is_new=False)
+    for row in fetch(connection, _INSERT_JOBS, opened) if opened else ():
         taken[row.study_instance_uid] = row.job_id, studies[row.study_instance_uid].revision
     return taken
 
 
+def _jobs_of(connection: Connection, uids: Sequence[str]) -> dict[str, list[Any]]:
+    jobs: dict[str, list[Any]] = {}
+    for row in _JOBS.ask(connection, uids):
+        jobs.setdefault(row.study_instance_uid, []).append(row)
+    return jobs
+
+
 def _prolong(
-    connection: Connection, study: LockedStudy, jobs: Iterable[Any], now: datetime, quiet_period: timedelta
-) -> int | None:
-    """Start the quiet period of the study's job anew; None if it has no job in RECEIVING."""
-    receiving = [job for job in jobs if job.revision == study.revision and job.state == "RECEIVING"]
-    if not receiving:
-        return None
-    due = look_again_at(receiving[0].first_instance_at, now, quiet_period)
-    job_id: int | None = connection.scalar(_PROLONG, {"prolonged": receiving[0].job_id, "now": now, "due": due})
-    return job_id
+    connection: Connection,
+    studies: Studies,
+    known: Mapping[str, Iterable[Any]],
+    came_at: Mapping[str, datetime],
+    quiet_period: timedelta,
+) -> dict[str, tuple[int, int]]:
+    """Start the quiet periods of those studies anew that have a job in RECEIVING; return (job, revision) of each."""
+    current = _receiving(studies, known)
+    changes = [
+        {
+            "prolonged": job.job_id,
+            "now": came_at[uid],
+            "due": look_again_at(job.first_instance_at, came_at[uid], quiet_period),
+        }
+        for uid, job in current.items()
+    ]
+    if changes and write(connection, _PROLONG, changes) != len(changes):
+        # those that were prolonged are locked by that: what is in RECEIVING still is what was
+        current = _receiving(studies, _jobs_of(connection, list(current)))
+    return {uid: (job.job_id, job.revision) for uid, job in current.items()}
+
+
+def _receiving(studies: Studies, jobs: Mapping[str, Iterable[Any]]) -> dict[str, Any]:
+    """Return the jobs of the studies' current revisions that are in RECEIVING."""
+    return {
+        uid: job
+        for uid, of_study in sorted(jobs.items(), key=itemgetter(0))
+        for job in of_study
+        if job.revision == studies[uid].revision and job.state == "RECEIVING"
+    }
 
 
 def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) -> dict[str, Any]:
@@ -91,6 +119,10 @@ def _first_values(study: LockedStudy, now: datetime, quiet_period: timedelta) ->
         "study_instance_uid": study.study_instance_uid,
         "revision": study.revision,
         "state": "RECEIVING",
+        "priority": "ROUTINE",
+        "attempts": 0,
+        "deaths": 0,
+        "timings": {},
         "due_at": look_again_at(now, now, quiet_period),
     }
 
@@ -123,4 +155,4 @@ def _supersede_jobs(connection: Connection, study: LockedStudy, now: datetime) -
 def add_events(connection: Connection, events: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to the timelines of studies."""
     if events:
-        connection.execute(_INSERT_EVENTS, events)
+        write(connection, _INSERT_EVENTS, events)

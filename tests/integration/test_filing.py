@@ -6,21 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select
+from sqlalchemy import Connection, Engine, event, func, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import filing, queries
 from dicom_node.filing import GROUP, Filing
 from dicom_node.instance import read_instance
-from dicom_node.queries import Arrival, Recorded
+from dicom_node.queries import Arrival, Recorded, direct, revisions
 from dicom_node.storage import StoredFile
-from dicom_node.tables import AuditRow, InstanceRow
-from tests.builders import encode, make_cxr_dataset
+from dicom_node.tables import AuditRow, EventRow, InstanceRow, JobRow, ReportReferenceRow
+from tests.builders import encode, make_cxr_dataset, make_report_dataset
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -172,3 +173,90 @@ def test_two_receivers_file_the_same_studies_at_once(sessions: Sessions) -> None
         recorded = list(pool.map(lambda pair: lines[pair[0] % 2].record(pair[1]), enumerate(arrivals)))
     assert {one.kind for one in recorded} == {"new"}
     assert count(sessions, InstanceRow) == 200
+
+
+# ---- what a group costs, and what becomes of it ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements from now on, whichever way they go; one for many rows is one."""
+    statements: list[str] = []
+    give = direct._give
+
+    def note(statement: Any, *arguments: Any) -> Any:
+        statements.append(str(statement))
+        return give(statement, *arguments)
+
+    monkeypatch.setattr(direct, "_give", note)
+    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    return statements
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_a_group_takes_as_many_statements_as_two_instances(
+    line: Filing, engine: Engine, asked: list[str], size: int
+) -> None:
+    is_sqlite = engine.dialect.name == "sqlite"
+    line._record([make_arrival(study) for study in range(1, size + 1)])
+    assert len(asked) == (7 if is_sqlite else 6)
+    asked.clear()
+    line._record([make_arrival(study, 2) for study in range(1, size + 1)])
+    assert len(asked) == (7 if is_sqlite else 8)
+    asked.clear()
+    line._record([make_arrival(study, 3) for study in range(size // 2 + 1, size // 2 + size + 1)])
+    assert len(asked) == 10
+
+
+def test_a_job_that_is_closed_meanwhile_is_not_prolonged_but_followed(
+    line: Filing, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler closes one of two jobs that were RECEIVING when they were looked at."""
+    jobs = [one.job_id for one in line._record([make_arrival(1), make_arrival(2), make_arrival(3)])]
+    write = revisions.write
+
+    def close_first(connection: Connection, statement: Any, rows: Any) -> int:
+        if statement is revisions._PROLONG:
+            connection.execute(update(JobRow).where(JobRow.job_id == jobs[1]).values(state="COMPLETE"))
+        return write(connection, statement, rows)
+
+    monkeypatch.setattr(revisions, "write", close_first)
+    later = [replace(make_arrival(study, 2), at=NOW + timedelta(seconds=3)) for study in (1, 2, 3)]
+    recorded = line._record(later)
+    assert [one.revision for one in recorded] == [1, 2, 1]
+    assert [one.job_id in jobs for one in recorded] == [True, False, True]
+    with sessions.begin() as session:
+        states = {job.job_id: job.state for job in session.scalars(select(JobRow))}
+        seen = set(session.scalars(select(JobRow.last_instance_at).where(JobRow.state == "RECEIVING")))
+    assert states[jobs[1] or 0] == "CANCELLED" and list(states.values()).count("RECEIVING") == 3
+    assert seen == {NOW + timedelta(seconds=3)}
+
+
+def tell(sessions: Sessions) -> list[Any]:
+    """Return what is kept of instances, jobs, timelines and links."""
+    instance, job, row = InstanceRow, JobRow, EventRow
+    statements = (
+        select(instance.sop_instance_uid, instance.revision).order_by(instance.sop_instance_uid),
+        select(job.study_instance_uid, job.revision, job.state, job.due_at).order_by(job.study_instance_uid),
+        select(row.study_instance_uid, row.event, row.detail).order_by(row.study_instance_uid, row.detail),
+        select(ReportReferenceRow.study_instance_uid, ReportReferenceRow.revision),
+    )
+    with sessions.begin() as session:
+        return [[tuple(found) for found in session.execute(statement)] for statement in statements]
+
+
+def test_a_report_about_a_study_that_comes_with_it_prolongs_the_job_of_that(line: Filing, sessions: Sessions) -> None:
+    image, unseen = make_arrival(1), make_arrival(3)
+    report = read_instance(encode(make_report_dataset("Effusion.", study="2", instance=1)))
+    about = {one.instance.study_instance_uid: one.instance.sop_instance_uid for one in (image, unseen)}
+    report = replace(
+        report, patient_id=image.instance.patient_id, evidence=tuple(about.values()), evidence_studies=tuple(about)
+    )
+    first, second = line._record([image, replace(image, instance=report)])
+    assert (first.revision, second.revision) == (1, 1)
+    instances, jobs, events, links = tell(sessions)
+    assert len(instances) == 2
+    assert [(revision, state) for _, revision, state, _ in jobs] == [(1, "RECEIVING")] * 2
+    told = sorted(kind for uid, kind, _ in events if uid == image.instance.study_instance_uid)
+    assert told == ["instance filed", "report referred"]
+    assert sorted(links) == sorted((uid, 1) for uid in about)
