@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import os as _o
 import struct
 import weakref
 from collections.abc import Callable
@@ -18,8 +19,6 @@ from dicom_node.clock import derive_uid
 from dicom_node.errors import InvalidInstanceError
 from dicom_node.head import is_valid_uid
 from dicom_node.pdata import Command
-
-import os as _o
 
 HELD_BYTES = int(_o.environ.get("KN_HELD", 1024**2))
 SMALL_BYTES = int(_o.environ.get("KN_SMALL", 256 * 1024))
