@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.events import Event
 from sqlalchemy import select
 
-from dicom_node import queries, scu
+from dicom_node import queries, requestor
 from dicom_node.clock import derive_uid, utc_now
 from dicom_node.config import Settings
 from dicom_node.results.values import ResultInput
@@ -105,7 +105,7 @@ class Deliveries:
     """The delivering half of a node, alive: lanes, a scheduler that rings, and studies that are written by and by."""
 
     def __init__(self, folder: Path, archives: list[FakePacs], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(scu, "ANSWER_TIMEOUT_S", 2)
+        monkeypatch.setattr(requestor, "ANSWER_TIMEOUT_S", 2)
         monkeypatch.setattr("workers.confirming.REPORT_WAIT_S", 0.5)
         monkeypatch.setattr(steps, "build_results", Copies(steps.build_results))
         names = [
