@@ -81,10 +81,14 @@ def prefer(part: Part, destination: DestinationSettings, accepted: str | None = 
 
 
 class Archive:
-    """An established association with a destination: what may be asked of it, one answer each."""
+    """An established association with a destination: what may be asked of it, one answer each.
+
+    `is_used`: results of another dispatch went this way before, so that the archive may end it any time.
+    """
 
     def __init__(self, association: Association) -> None:
         self._association = association
+        self.is_used = False
 
     @property
     def is_open(self) -> bool:
