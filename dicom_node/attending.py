@@ -43,7 +43,7 @@ def attend(association: Association) -> None:
     association.unbind(evt.EVT_DIMSE_SENT, standard_dimse_sent_handler)
     association.unbind(evt.EVT_PDU_RECV, standard_pdu_recv_handler)
     association.unbind(evt.EVT_PDU_SENT, standard_pdu_sent_handler)
-    checkpoint, bell, provider = _Checkpoint(), _Bell(), association.dul
+    checkpoint, bell, provider = _Checkpoint(association), _Bell(), association.dul
     association._reactor_checkpoint = checkpoint
     provider.to_provider_queue = _Outbox(bell)
     provider._run_loop_delay = 0
@@ -57,8 +57,9 @@ def attend(association: Association) -> None:
 class _Checkpoint(threading.Event):
     """Where an association's thread waits, paused: while a request of ours is under way, and while there is no news."""
 
-    def __init__(self) -> None:
+    def __init__(self, association: Association) -> None:
         super().__init__()
+        self._association = association
         self._news = threading.Event()
         self.set()
 
@@ -66,12 +67,22 @@ class _Checkpoint(threading.Event):
         """Have the thread look at what is new, as soon as it may."""
         self._news.set()
 
+    def clear(self) -> None:
+        """Keep the thread here; it says again that it is paused, which whoever serves a report unsays."""
+        super().clear()
+        self.wake()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the thread may go on, and has a reason to."""
-        super().wait(timeout)
-        self._news.wait(LOOK_S)
-        self._news.clear()
-        return super().wait(timeout)
+        while True:
+            self._association._is_paused = True
+            if not self.is_set():
+                super().wait(LOOK_S)
+                continue
+            self._news.wait(LOOK_S)
+            self._news.clear()
+            if self.is_set():
+                return True
 
 
 class _Bell:

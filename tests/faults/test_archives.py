@@ -35,6 +35,7 @@ from tests.rig import Rig, make_sqlite_sessions
 from workers import steps
 from workers.deliver import deliver_results
 from workers.lanes import Lanes
+from workers.lines import Lines
 from workers.scheduler import ring_for_due_errands
 from workers.tasks import run_errand
 
@@ -114,8 +115,9 @@ class Deliveries:
             for p in archives
         ]  # fmt: skip
         self.rig = Rig(folder, make_sqlite_sessions(folder), archives, destinations=names)
-        self.lanes = Lanes(300, run_errand)
-        self.resources = replace(self.rig.resources, clock=utc_now, ring=self.ring)
+        lines = Lines(self.rig.resources.connect)
+        self.lanes = Lanes(300, run_errand, lines.close)
+        self.resources = replace(self.rig.resources, clock=utc_now, ring=self.ring, connect=lines.connect)
         self.stop = threading.Event()
         self.scheduler = threading.Thread(target=self._sweep, daemon=True)
         self.scheduler.start()

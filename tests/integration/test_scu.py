@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.events import Event
 
+from dicom_node.commitment import PUSH_MODEL
 from dicom_node.config import DestinationSettings
 from dicom_node.errors import AbsentError, TransientError
 from dicom_node.file import split_file
@@ -264,3 +266,20 @@ def test_threads_of_an_association_that_waits_use_next_to_no_processor_time(pacs
 def _processor_seconds(thread: int | None) -> float:
     fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_association_is_released_at_once_after_a_report_of_storage_commitment_on_it() -> None:
+    pacs, reports = FakePacs(), list[Dataset]()
+    pacs.commits = "same"
+    with pacs:
+        for number in range(20):
+            began = time.monotonic()
+            with connect(make_destination(pacs), [PUSH_MODEL], "KNOWMVG", partial(_keep, reports)) as archive:
+                assert archive.ask_commitment(f"1.2.{number}", [("1.2", "1.3")]) == 0x0000
+                wait_until(lambda number=number: len(reports) > number, "the report", 10)
+            assert time.monotonic() - began < 2
+
+
+def _keep(reports: list[Dataset], report: Dataset) -> int:
+    reports.append(report)
+    return 0x0000
