@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from io import BytesIO
 from typing import BinaryIO
 
 from pydicom import dcmread
@@ -27,6 +28,17 @@ def read_dataset(file: BinaryIO, *, pixels: bool = True) -> Dataset:
     """
     _refuse_bomb(file)
     return dcmread(file, stop_before_pixels=not pixels, defer_size=None)
+
+
+def split_file(content: bytes) -> tuple[str, memoryview]:
+    """Return the Transfer Syntax UID of a DICOM file, and its dataset as it is encoded.
+
+    Raises what pydicom raises where its head is damaged (`header.DECODE_ERRORS`).
+    """
+    file = BytesIO(content)
+    read_preamble(file, force=False)
+    meta = read_elements(file, is_implicit_VR=False, is_little_endian=True, stop_when=_after_meta)
+    return read_text(meta, "TransferSyntaxUID"), memoryview(content)[file.tell() :]
 
 
 def _refuse_bomb(file: BinaryIO) -> None:

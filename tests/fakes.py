@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, evt
 from pynetdicom.events import Event
 from pynetdicom.presentation import build_role
 
@@ -106,17 +106,22 @@ class FakeGrounder:
 class FakePacs:
     """A Storage SCP on loopback that counts what it takes, answers queries for it, and commits to it.
 
-    Knobs, all changeable while it runs: `classes` it accepts, `status` it answers a C-STORE with, `refused` (SOP class
-    to the status it is refused with; `refusals` counts), `queryable`, `find_status` it answers a C-FIND with, and
-    `shows` (whether a query finds what was stored). `commits`: None (no storage commitment), or how it reports: "same"
-    or "new" association (to `report_port`), "never"; `commit_status` of its N-ACTION response, `loses` (how many
-    instances of each request it has lost). `keeps` False: it answers success and keeps nothing. `misbehave` is called
-    with the event of every C-STORE before anything else, and may return a status or abort; `misread` with that of every
-    C-FIND. Use as a context manager, or `start` and `stop`.
+    Knobs, all changeable while it runs: `classes` it accepts, in `syntaxes`, `status` it answers a C-STORE with,
+    `refused` (SOP class to the status it is refused with; `refusals` counts), `queryable`, `find_status` it answers a
+    C-FIND with, and `shows` (whether a query finds what was stored). `commits`: None (no storage commitment), or how it
+    reports: "same" or "new" association (to `report_port`), "never"; `commit_status` of its N-ACTION response, `loses`
+    (how many instances of each request it has lost). `keeps` False: it answers success and keeps nothing. `misbehave`
+    is called with the event of every C-STORE before anything else, and may return a status or abort; `misread` with
+    that of every C-FIND. Use as a context manager, or `start` and `stop`.
     """
 
-    def __init__(self, ae_title: str = "ARCHIVE", classes: Sequence[str] = RESULT_CLASSES) -> None:
-        self.ae_title, self.classes = ae_title, tuple(classes)
+    def __init__(
+        self,
+        ae_title: str = "ARCHIVE",
+        classes: Sequence[str] = RESULT_CLASSES,
+        syntaxes: Sequence[str] = DEFAULT_TRANSFER_SYNTAXES,
+    ) -> None:
+        self.ae_title, self.classes, self.syntaxes = ae_title, tuple(classes), list(syntaxes)
         self.status, self.queryable, self.shows = 0x0000, True, True
         self.find_status = 0x0000
         self.refused: dict[str, int] = {}
@@ -142,7 +147,7 @@ class FakePacs:
         ae = AE(ae_title=self.ae_title)
         ae.require_called_aet = True
         for uid in (*self.classes, VERIFICATION, *([STUDY_ROOT_FIND] if self.queryable else [])):
-            ae.add_supported_context(uid)
+            ae.add_supported_context(uid, self.syntaxes)
         if self.commits is not None:
             ae.add_supported_context(PUSH_MODEL)
         handlers: list[Any] = [

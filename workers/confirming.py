@@ -104,15 +104,14 @@ def _confirm_by_store(errand: Errand, stored: Iterable[Delivery]) -> list[str]:
 
 def _confirm_by_query(errand: Errand, archive: Archive, stored: Iterable[Delivery]) -> list[tuple[Delivery, Finding]]:
     """Confirm what a query finds; return the others, each with what the query came to."""
-    others = list[tuple[Delivery, Finding]]()
+    findings = list[tuple[Delivery, Finding]]()
     for one in stored:
         candidate = _candidate_of(errand, one)
-        finding = archive.find(errand.dispatch.study_instance_uid, candidate) if candidate else "absent"
-        if finding == "present":
-            errand.keep([replace(one, state="DELIVERED", confirmed_by="query")])
-        else:
-            others.append((one, finding))
-    return others
+        findings.append((one, archive.find(errand.dispatch.study_instance_uid, candidate) if candidate else "absent"))
+    present = [replace(one, state="DELIVERED", confirmed_by="query") for one, found in findings if found == "present"]
+    if present:
+        errand.keep(present)
+    return [(one, finding) for one, finding in findings if finding != "present"]
 
 
 def _candidate_of(errand: Errand, delivery: Delivery) -> Candidate | None:

@@ -94,12 +94,15 @@ def _try(dispatch: DispatchFacts, resources: Resources) -> None:
     calling = resources.settings.receiver.ae_title
     wanted = [*sorted(classes), *services(errand.destination)]
     with resources.connect(errand.destination, wanted, calling, on_report) as archive:
+        was_used = archive.is_used
         _note_contact(errand)
         errors = send(errand, archive, [one for one in deliveries if one.state == "PENDING"])
         errors += confirm(errand, archive)
         broke_off = not archive.is_open
     reason = "; ".join(dict.fromkeys(errors))
-    if broke_off and errors:  # it stalls, or drops associations: the next one would fare no better now
+    if broke_off and errors and was_used:  # it may take no more on one association, and go on with the next
+        _try(dispatch, resources)
+    elif broke_off and errors:  # it stalls, or drops associations: the next one would fare no better now
         _hold(dispatch, reason, resources)
     else:
         _end(dispatch, resources, reason)

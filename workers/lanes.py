@@ -20,6 +20,9 @@ from dicom_node.logs import log_event
 
 logger = logging.getLogger(__name__)
 
+LINGER_S = 0.25
+"""So long a lane waits for more before it rests."""
+
 LONGEST_QUEUE = 1000
 """Rings that wait in a lane; further ones are dropped, and rung again."""
 
@@ -32,20 +35,24 @@ Work = Callable[[], None]
 
 @dataclass
 class Lane:
-    """Work for one peer. `since` is when the present one began."""
+    """Work for one peer. `since` is when the present one began; `lingers`: it has yet to rest since the last one."""
 
     name: str
     waiting: queue.Queue[tuple[str, Work]] = field(default_factory=lambda: queue.Queue(LONGEST_QUEUE))
     keys: set[str] = field(default_factory=set)
     since: float | None = None
+    lingers: bool = False
 
 
 class Lanes:
     """The lanes of one process."""
 
-    def __init__(self, limit_s: float, run: Callable[[Work], None]) -> None:
-        """`limit_s` is how long one piece of work may take before the process ends itself; `run` runs it."""
-        self._limit_s, self._run = limit_s, run
+    def __init__(self, limit_s: float, run: Callable[[Work], None], rest: Work = lambda: None) -> None:
+        """`limit_s` is how long one piece of work may take before the process ends itself; `run` runs it.
+
+        `rest` is run in a lane's thread when it has nothing more to do for the moment.
+        """
+        self._limit_s, self._run, self._rest = limit_s, run, rest
         self._lanes: dict[str, Lane] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -73,8 +80,8 @@ class Lanes:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is under way in a lane."""
-        return any(lane.since is not None for lane in list(self._lanes.values()))
+        """Whether something is under way in a lane, or is still to be ended there."""
+        return any(lane.since is not None or lane.lingers for lane in list(self._lanes.values()))
 
     def _find(self, name: str) -> Lane:
         with self._lock:
@@ -89,17 +96,28 @@ class Lanes:
     def _serve(self, lane: Lane) -> None:
         while not self._stopped.is_set():
             try:
-                key, work = lane.waiting.get(timeout=WATCH_S)
+                key, work = lane.waiting.get(timeout=LINGER_S if lane.lingers else WATCH_S)
             except queue.Empty:
+                self._end(lane)
                 continue
             with self._lock:
                 lane.keys.discard(key)
-            lane.since = time.monotonic()
-            try:
-                if not self._stopped.is_set():
-                    self._run(work)
-            finally:
-                lane.since = None
+            if not self._stopped.is_set():
+                lane.lingers = True
+                self._do(lane, work)
+        self._end(lane)
+
+    def _do(self, lane: Lane, work: Work) -> None:
+        lane.since = time.monotonic()
+        try:
+            self._run(work)
+        finally:
+            lane.since = None
+
+    def _end(self, lane: Lane) -> None:
+        if lane.lingers:
+            self._do(lane, self._rest)
+            lane.lingers = False
 
     def _look(self) -> None:
         """End the process if something hangs past its lease: somebody else has it then."""

@@ -13,10 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC
-from io import BytesIO
 from typing import Any
 
-from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
@@ -28,6 +26,7 @@ from dicom_node.logs import log_event
 from dicom_node.orientation import Orientation, as_stored, read_orientation, tells_orientation, turn_images
 from dicom_node.pixels import render
 from dicom_node.report import Report, read_report
+from dicom_node.results.encoding import Encoder
 from dicom_node.results.gsps import build_gsps
 from dicom_node.results.sr import build_sr, recast_sr
 from dicom_node.results.values import (
@@ -326,8 +325,10 @@ def _select(
 
 def write_results(job: JobFacts, resources: Resources) -> Done:
     """Build the results of a grounded study and file them; what there is of them already is replaced by the same."""
-    result = _read_result_input(job, resources)
-    written = [_file(part, ds, job, resources) for part, ds in build_results(result, resources.settings)]
+    result, encoder = _read_result_input(job, resources), Encoder()
+    written = [
+        _file(part, ds, encoder.encode(ds), job, resources) for part, ds in build_results(result, resources.settings)
+    ]
     return Done(
         save=lambda session: queries.save_results(session, job.job_id, written, resources.clock()),
         detail=f"{len(written)} instances",
@@ -373,12 +374,10 @@ def _refer_to(previous: queries.PreviousResult) -> Reference:
     )
 
 
-def _file(part: str, ds: Dataset, job: JobFacts, resources: Resources) -> queries.StoredResult:
-    buffer = BytesIO()
-    dcmwrite(buffer, ds, enforce_file_format=True)
+def _file(part: str, ds: Dataset, content: bytes, job: JobFacts, resources: Resources) -> queries.StoredResult:
     key = result_key(job.study_instance_uid, job.revision, ds.SOPInstanceUID)
     try:
-        file = resources.storage.put(key, buffer.getvalue())
+        file = resources.storage.put(key, content)
     except OSError as error:
         raise TransientError(
             f"results cannot be kept in the storage ({error.strerror}): make room or mount it"

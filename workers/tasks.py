@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partialmethod
 
 from celery import Celery
@@ -27,6 +27,7 @@ from grounding.types import DeviceLostError
 from workers.batches import Batches
 from workers.deliver import deliver_results
 from workers.lanes import HUNG, Lanes, Work
+from workers.lines import Lines
 from workers.resources import LEASE, Resources
 from workers.steps import GROUND, STEPS, run_step
 from workers.tell import tell_sender
@@ -61,13 +62,15 @@ TASK_QUEUES = {task.name: task.queue for task in (*STEPS, *ERRANDS)}
 
 def add_tasks(app: Celery, resources: Resources) -> Lanes:
     """Register the work as tasks of `app`; return the lanes in which errands run."""
-    lanes = Lanes(LEASE.total_seconds(), run_errand)
+    lines = Lines(resources.connect)
+    lanes = Lanes(LEASE.total_seconds(), run_errand, lines.close)
+    of_lanes = replace(resources, connect=lines.connect)
     batches = Batches(resources, is_stopping, end_after)
     for step in STEPS:
         run = batches.run if step is GROUND else functools.partial(run_step, step, resources=resources)
         app.task(_bind_step(run), name=step.name, shared=False)
     for errand in ERRANDS:
-        app.task(_bind_errand(errand, resources, lanes), name=errand.name, shared=False)
+        app.task(_bind_errand(errand, of_lanes, lanes), name=errand.name, shared=False)
     return lanes
 
 

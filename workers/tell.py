@@ -13,6 +13,7 @@ from dicom_node.holding import check_references
 from dicom_node.logs import log_event
 from dicom_node.peers import addresses_of, is_at
 from dicom_node.queries import CommitmentRequest
+from dicom_node.requestor import Peer
 from workers.resources import LEASE, Resources
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _report(request: CommitmentRequest, resources: Resources) -> None:
     event_type, report = make_report(request.transaction_uid, kept, failed)
     assert peer.port is not None
     name = f"sender {peer.ae_title} at {peer.address}:{peer.port}"
-    called = scu.Peer(name, peer.ae_title, peer.address, peer.port, peer.tls)
+    called = Peer(name, peer.ae_title, peer.address, peer.port, peer.tls)
     scu.report_commitment(called, event_type, report, resources.settings.receiver.ae_title)
     log_event(
         logger, "commitment told", request_id=request.request_id, ae_title=peer.ae_title, kept=len(kept),

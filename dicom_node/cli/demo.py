@@ -31,10 +31,10 @@ from dicom_node.config import ENVIRONMENT_PREFIX, ModelSettings, Settings, load_
 from dicom_node.errors import NodeError
 from dicom_node.orientation import read_orientation
 from dicom_node.queries import JobDetail, JobFilter, list_jobs, load_grounding, make_engine, make_sessions, show_job
+from dicom_node.requestor import Peer, open_association
 from dicom_node.results.findings import GroundedImage, findings_document
 from dicom_node.results.reading import read_boxes
 from dicom_node.results.rendering import draw_report
-from dicom_node.scu import Peer, open_association
 from grounding.phantoms.study import make_study
 from grounding.types import Grounding
 

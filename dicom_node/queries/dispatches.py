@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import Table, bindparam, delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from dicom_node.delivery import NOT_ACCEPTED, OPEN_DISPATCHES, DispatchState, PartState, settle
@@ -21,6 +21,16 @@ from dicom_node.queries.jobs import add_event, end_delivery, older_is_under_way
 from dicom_node.queries.leases import has_free_lease, take
 from dicom_node.queries.notifications import notify
 from dicom_node.tables import CommitmentRow, DeliveryRow, DestinationRow, DispatchRow, JobRow, ResultRow, StudyRow
+
+# Made once: SQLAlchemy takes longer to put a statement together than SQLite to execute it.
+_DELIVERIES = cast(Table, DeliveryRow.__table__)
+_MARK = update(_DELIVERIES).where(
+    _DELIVERIES.c.job_id == bindparam("of_job"),
+    _DELIVERIES.c.destination == bindparam("of_destination"),
+    _DELIVERIES.c.part == bindparam("of_part"),
+    _DELIVERIES.c.state != "DELIVERED",
+)
+_LOCK = select(JobRow.job_id).where(JobRow.job_id == bindparam("of_job")).with_for_update(key_share=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,21 +204,18 @@ def mark_delivery(session: Session, job_id: int, delivery: Delivery, now: dateti
     What is DELIVERED already stays so: its confirmation may have come by another way meanwhile.
     """
     session.execute(
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.job_id == job_id,
-            DeliveryRow.destination == delivery.destination,
-            DeliveryRow.part == delivery.part,
-            DeliveryRow.state != "DELIVERED",
-        )
-        .values(
-            state=delivery.state,
-            sop_instance_uid=delivery.sop_instance_uid,
-            status=delivery.status,
-            confirmed_by=delivery.confirmed_by,
-            detail=delivery.detail,
-            updated_at=now,
-        )
+        _MARK,
+        {
+            "of_job": job_id,
+            "of_destination": delivery.destination,
+            "of_part": delivery.part,
+            "state": delivery.state,
+            "sop_instance_uid": delivery.sop_instance_uid,
+            "status": delivery.status,
+            "confirmed_by": delivery.confirmed_by,
+            "detail": delivery.detail,
+            "updated_at": now,
+        },
     )
 
 
@@ -349,7 +356,7 @@ def parts_of(dispatch: DispatchRow) -> tuple[Any, ...]:
 
 def lock_job(session: Session, job_id: int) -> None:
     """Lock a job's row until the end of the transaction."""
-    session.execute(select(JobRow.job_id).where(JobRow.job_id == job_id).with_for_update(key_share=True))
+    session.execute(_LOCK, {"of_job": job_id})
 
 
 def _is_held(now: datetime) -> Any:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+from highdicom import _standard_utils, base_content, content
 from pydicom.dataset import Dataset
 
 from dicom_node.header import MANUFACTURER, copy_identity, read_text, read_timezone
 from dicom_node.results import codes
 from dicom_node.results.identity import device_uid
 from dicom_node.results.values import ResultInput, read_size
+
+_does_iod_have_pixel_data = functools.cache(_standard_utils.does_iod_have_pixel_data)
+base_content.does_iod_have_pixel_data = content.does_iod_have_pixel_data = _does_iod_have_pixel_data
+"""highdicom goes through all attributes of a SOP class for each reference to an image: a tenth of writing results."""
 
 
 def copy_for_writing(ds: Dataset) -> Dataset:

@@ -82,7 +82,7 @@ def _build(result: ResultInput, marks: Sequence[Mark], remarks: Sequence[Remark]
     root = _build_root(result, marks, remarks, gsps_uids)
     ds: Dataset = _CLASSES[result.sr_class](
         evidence=_collect_evidence(result, uids, gsps_uids),
-        content=root,
+        content=_without_children(root),
         series_instance_uid=uids.sr_series,
         series_number=SERIES_NUMBER,
         sop_instance_uid=uids.sr_instance,
@@ -98,11 +98,21 @@ def _build(result: ResultInput, marks: Sequence[Mark], remarks: Sequence[Remark]
         is_verified=False,
         specific_character_set="ISO_IR 192",
     )
+    ds["ContentSequence"] = root["ContentSequence"]
     _copy_identity(ds, result)
     add_equipment(ds, result)
     _add_references(ds, result)
     stamp(ds, result, ("InstanceCreation", "Content", "Series"))
     return ds
+
+
+def _without_children(root: Dataset) -> Dataset:
+    """Return the root alone: highdicom copies what it is given, and searches it several times over."""
+    bare = Dataset()
+    for element in root:
+        bare[element.tag] = element
+    bare.add_new("ContentSequence", "SQ", [])
+    return bare
 
 
 def _build_root(

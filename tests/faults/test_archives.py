@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.events import Event
 from sqlalchemy import select
 
-from dicom_node import queries, scu
+from dicom_node import queries, requestor
 from dicom_node.clock import derive_uid, utc_now
 from dicom_node.config import Settings
 from dicom_node.results.values import ResultInput
@@ -35,6 +35,7 @@ from tests.rig import Rig, make_sqlite_sessions
 from workers import steps
 from workers.deliver import deliver_results
 from workers.lanes import Lanes
+from workers.lines import Lines
 from workers.scheduler import ring_for_due_errands
 from workers.tasks import run_errand
 
@@ -105,7 +106,7 @@ class Deliveries:
     """The delivering half of a node, alive: lanes, a scheduler that rings, and studies that are written by and by."""
 
     def __init__(self, folder: Path, archives: list[FakePacs], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(scu, "ANSWER_TIMEOUT_S", 2)
+        monkeypatch.setattr(requestor, "ANSWER_TIMEOUT_S", 2)
         monkeypatch.setattr("workers.confirming.REPORT_WAIT_S", 0.5)
         monkeypatch.setattr(steps, "build_results", Copies(steps.build_results))
         names = [
@@ -114,8 +115,9 @@ class Deliveries:
             for p in archives
         ]  # fmt: skip
         self.rig = Rig(folder, make_sqlite_sessions(folder), archives, destinations=names)
-        self.lanes = Lanes(300, run_errand)
-        self.resources = replace(self.rig.resources, clock=utc_now, ring=self.ring)
+        lines = Lines(self.rig.resources.connect)
+        self.lanes = Lanes(300, run_errand, lines.close)
+        self.resources = replace(self.rig.resources, clock=utc_now, ring=self.ring, connect=lines.connect)
         self.stop = threading.Event()
         self.scheduler = threading.Thread(target=self._sweep, daemon=True)
         self.scheduler.start()

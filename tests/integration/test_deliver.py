@@ -266,7 +266,7 @@ def test_archive_that_cannot_answer_the_query_now_is_asked_again(tmp_path: Path,
 def test_archive_that_breaks_off_at_the_query_is_asked_again(
     tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 2)
+    monkeypatch.setattr("dicom_node.requestor.ANSWER_TIMEOUT_S", 2)
     pacs.misread = lambda event: event.assoc.abort()
     rig = make_rig(tmp_path, pacs)
     job = run(rig)
@@ -280,7 +280,7 @@ def test_archive_that_breaks_off_at_the_query_is_asked_again(
 def test_archive_that_stalls_at_the_query_is_asked_again(
     tmp_path: Path, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("dicom_node.requestor.ANSWER_TIMEOUT_S", 0.5)
     go_on = threading.Event()
 
     def stall(event: Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -9,11 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.events import Event
 
+from dicom_node.commitment import PUSH_MODEL
 from dicom_node.config import DestinationSettings
 from dicom_node.errors import AbsentError, TransientError
+from dicom_node.file import split_file
 from dicom_node.scu import STUDY_ROOT_FIND, Archive, Candidate, Part, connect, echo, prefer
 from tests.acceptance.peers import wait_until
 from tests.builders import decode, make_report_dataset, write
@@ -108,7 +115,7 @@ def test_nothing_is_answered_on_an_association_that_is_gone(pacs: FakePacs, part
     "answer", [b"", b"\x02\x00\x00\x00\x7f\xff\xff\xff", b"\x02\x00\x00\x00\x00\x40\x00", b"HTTP/1.1 400\r\n"]
 )
 def test_who_answers_nothing_or_half_a_pdu_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    monkeypatch.setattr("dicom_node.requestor.ANSWER_TIMEOUT_S", 1)
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -187,7 +194,7 @@ def test_an_association_whose_thread_has_ended_is_not_waited_for(
     pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer may hang up between the look whether an association is open and the request on it."""
-    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    monkeypatch.setattr("dicom_node.requestor.ANSWER_TIMEOUT_S", 1)
     done = threading.Event()
 
     def deliver() -> None:
@@ -206,8 +213,8 @@ def test_an_association_whose_thread_has_ended_is_not_waited_for(
 def test_an_association_whose_thread_never_pauses_is_released_all_the_same(
     pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicom_node.scu.PAUSE_S", 0.3)
-    monkeypatch.setattr("dicom_node.scu.ANSWER_TIMEOUT_S", 1)
+    monkeypatch.setattr("dicom_node.requestor.PAUSE_S", 0.3)
+    monkeypatch.setattr("dicom_node.requestor.ANSWER_TIMEOUT_S", 1)
     done = threading.Event()
 
     def deliver() -> None:
@@ -220,3 +227,59 @@ def test_an_association_whose_thread_never_pauses_is_released_all_the_same(
 
     threading.Thread(target=deliver, daemon=True).start()
     assert done.wait(20)
+
+
+def test_what_is_kept_goes_out_as_it_is_where_its_transfer_syntax_is_accepted(
+    pacs: FakePacs, parts: tuple[Part, ...]
+) -> None:
+    candidate, came = parts[0].candidates[1], list[tuple[str, bytes]]()
+
+    def note(event: Event) -> None:
+        content: Any = event.request
+        came.append((str(event.context.transfer_syntax), content.DataSet.getvalue()))
+
+    pacs.misbehave = note  # type: ignore[assignment]
+    with connected(pacs) as archive:
+        assert archive.store(candidate) == 0x0000
+    assert came == [(ExplicitVRLittleEndian, bytes(split_file(read_bytes(candidate))[1]))]
+
+
+def test_another_transfer_syntax_is_written_where_the_archive_takes_no_other(parts: tuple[Part, ...]) -> None:
+    candidate = parts[0].candidates[1]
+    with FakePacs(syntaxes=[ImplicitVRLittleEndian]) as pacs:
+        with connected(pacs) as archive:
+            assert archive.store(candidate) == 0x0000
+        received = pacs.datasets[candidate.sop_instance_uid]
+    assert received == decode(read_bytes(candidate))
+    assert received.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+
+
+def test_threads_of_an_association_that_waits_use_next_to_no_processor_time(pacs: FakePacs) -> None:
+    """pynetdicom's own look a thousand times a second, which takes more than a twentieth of a core."""
+    with connected(pacs) as archive:
+        threads = [thread.native_id for thread in (archive._association, archive._association.dul)]
+        before = [_processor_seconds(one) for one in threads]
+        time.sleep(2)
+        assert sum(map(_processor_seconds, threads)) - sum(before) <= 0.04
+
+
+def _processor_seconds(thread: int | None) -> float:
+    fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_an_association_is_released_at_once_after_a_report_of_storage_commitment_on_it() -> None:
+    pacs, reports = FakePacs(), list[Dataset]()
+    pacs.commits = "same"
+    with pacs:
+        for number in range(20):
+            began = time.monotonic()
+            with connect(make_destination(pacs), [PUSH_MODEL], "KNOWMVG", partial(_keep, reports)) as archive:
+                assert archive.ask_commitment(f"1.2.{number}", [("1.2", "1.3")]) == 0x0000
+                wait_until(lambda number=number: len(reports) > number, "the report", 10)
+            assert time.monotonic() - began < 2
+
+
+def _keep(reports: list[Dataset], report: Dataset) -> int:
+    reports.append(report)
+    return 0x0000

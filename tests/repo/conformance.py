@@ -20,7 +20,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pynetdicom import AE
 
-from dicom_node import scu
+from dicom_node import requestor, scu
 from dicom_node.audit import EVENTS
 from dicom_node.commitment import PUSH_MODEL
 from dicom_node.config import DestinationSettings, ReceiverSettings
@@ -105,7 +105,7 @@ def received_syntaxes() -> Rows:
 
 
 def sent() -> Rows:
-    syntaxes = ", ".join(name_of(str(uid)) for uid in scu.TRANSFER_SYNTAXES)
+    syntaxes = ", ".join(name_of(str(uid)) for uid in requestor.TRANSFER_SYNTAXES)
     order = (*RESULT_CLASSES, scu.STUDY_ROOT_FIND, PUSH_MODEL, scu.VERIFICATION)
     return [(name_of(uid), uid, syntaxes) for uid in order]
 
@@ -130,8 +130,8 @@ def limits() -> Rows:
         ("receiver: quiet before a report on the association that asked", f"{QUIET_S:g} s within {QUIET_WITHIN_S:g} s"),
         ("receiver: time for the answer to that report", f"{ANSWER_WITHIN_S:g} s"),
         ("sender: maximum PDU length", f"{AE().maximum_pdu_size} bytes"),
-        ("sender: time to connect", f"{scu.CONNECT_TIMEOUT_S} s"),
-        ("sender: time for an answer", f"{scu.ANSWER_TIMEOUT_S} s"),
+        ("sender: time to connect", f"{requestor.CONNECT_TIMEOUT_S} s"),
+        ("sender: time for an answer", f"{requestor.ANSWER_TIMEOUT_S} s"),
         ("sender: association held for a report", f"{REPORT_WAIT_S:g} s"),
         ("sender: time for a report", f"{_default('report_within_s'):g} s"),
         ("sender: patience with a destination", f"{_default('patience_s'):g} s"),

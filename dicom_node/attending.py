@@ -1,0 +1,160 @@
+"""The two threads of an association that this node opened, kept from looking where there is nothing to be seen.
+
+pynetdicom 3.0 has both look a thousand times a second whether something has come, which costs more than the messages
+themselves. Here one waits at its socket, the other until the first has something for it.
+"""
+
+from __future__ import annotations
+
+import queue
+import select
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from pynetdicom import evt
+from pynetdicom._handlers import (
+    standard_dimse_recv_handler,
+    standard_dimse_sent_handler,
+    standard_pdu_recv_handler,
+    standard_pdu_sent_handler,
+)
+from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
+
+LOOK_S = 0.05
+"""Between two looks at what nobody is woken for: timers, and a thread that has ended."""
+
+STOP_S = 2.0
+
+DATA_SENT, DATA_CAME = "Evt9", "Evt10"
+"""Events of the state machine (PS3.8 9.2) that end nothing: their messages are waited for by who asked."""
+
+
+def attend(association: Association) -> None:
+    """Let the threads of an association wait, before they are started; and say nothing of each PDU to a log.
+
+    pynetdicom's own log handlers copy every dataset and spell out every PDU to log nothing.
+    """
+    association.unbind(evt.EVT_DIMSE_RECV, standard_dimse_recv_handler)
+    association.unbind(evt.EVT_DIMSE_SENT, standard_dimse_sent_handler)
+    association.unbind(evt.EVT_PDU_RECV, standard_pdu_recv_handler)
+    association.unbind(evt.EVT_PDU_SENT, standard_pdu_sent_handler)
+    checkpoint, bell, provider = _Checkpoint(association), _Bell(), association.dul
+    association._reactor_checkpoint = checkpoint
+    provider.to_provider_queue = _Outbox(bell)
+    provider._run_loop_delay = 0
+    provider._is_transport_event = partial(_look, provider, provider._is_transport_event, bell)  # type: ignore[method-assign]
+    provider.stop_dul = partial(_stop, provider, bell)  # type: ignore[method-assign]
+    provider.run = partial(_run, provider.run, bell, checkpoint)  # type: ignore[method-assign]
+    machine = provider.state_machine
+    machine.do_action = partial(_act, machine.do_action, checkpoint)  # type: ignore[method-assign]
+
+
+class _Checkpoint(threading.Event):
+    """Where an association's thread waits, paused: while a request of ours is under way, and while there is no news."""
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self._news = threading.Event()
+        self.set()
+
+    def wake(self) -> None:
+        """Have the thread look at what is new, as soon as it may."""
+        self._news.set()
+
+    def clear(self) -> None:
+        """Keep the thread here; it says again that it is paused, which whoever serves a report unsays."""
+        super().clear()
+        self.wake()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the thread may go on, and has a reason to."""
+        while True:
+            self._association._is_paused = True
+            if not self.is_set():
+                super().wait(LOOK_S)
+                continue
+            self._news.wait(LOOK_S)
+            self._news.clear()
+            if self.is_set():
+                return True
+
+
+class _Bell:
+    """Wakes the thread that waits at a socket; it is gone with that thread."""
+
+    def __init__(self) -> None:
+        self._waiting, self._ringing = socket.socketpair()
+        self._waiting.setblocking(False)
+        self._ringing.setblocking(False)
+
+    def ring(self) -> None:
+        """Wake the thread; many rings are one."""
+        with suppress(OSError):
+            self._ringing.send(b"\0")
+
+    def wait(self, connection: socket.socket | None) -> None:
+        """Wait until it rings, or something comes, or a little while."""
+        poll = select.poll()
+        for one in (self._waiting, connection):
+            if one is not None and one.fileno() >= 0:
+                poll.register(one, select.POLLIN)
+        poll.poll(1000 * LOOK_S)
+        with suppress(OSError):
+            self._waiting.recv(4096)
+
+    def close(self) -> None:
+        """Close the sockets of its own."""
+        self._waiting.close()
+        self._ringing.close()
+
+
+class _Outbox(queue.Queue[Any]):
+    """What is to be sent; whoever puts something there wakes the thread that sends it."""
+
+    def __init__(self, bell: _Bell) -> None:
+        super().__init__()
+        self._bell = bell
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put something there."""
+        super().put(item, block, timeout)
+        self._bell.ring()
+
+
+def _look(provider: DULServiceProvider, look: Callable[[], bool], bell: _Bell) -> bool:
+    """Tell whether something came; where nothing did, wait until something does, or is to be sent."""
+    came = look()
+    if not came and provider.event_queue.empty():
+        transport = provider.socket
+        bell.wait(transport.socket if transport is not None and transport._is_connected else None)
+    return came
+
+
+def _stop(provider: DULServiceProvider, bell: _Bell) -> bool:
+    """End the thread if its association is over (Sta1), as pynetdicom does, which waits for it in a loop."""
+    if provider.state_machine.current_state != "Sta1":
+        return False
+    provider._kill_thread = True
+    bell.ring()
+    provider.join(STOP_S)
+    return True
+
+
+def _run(run: Callable[[], None], bell: _Bell, checkpoint: _Checkpoint) -> None:
+    try:
+        run()
+    finally:
+        bell.close()
+        checkpoint.wake()
+
+
+def _act(do_action: Callable[[str], None], checkpoint: _Checkpoint, event: str) -> None:
+    do_action(event)
+    if event not in (DATA_SENT, DATA_CAME):
+        checkpoint.wake()

@@ -1,0 +1,177 @@
+"""Associations that are shared by dispatches which follow one another: none harms the next, none is held for long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pynetdicom.events import Event
+
+from dicom_node import scu
+from dicom_node.config import DestinationSettings
+from tests.acceptance.peers import wait_until
+from tests.fakes import FakePacs
+from tests.integration.test_deliver import store_study
+from tests.rig import QUIET_S, Rig, make_sqlite_sessions
+from workers import lines
+from workers.lanes import Lanes
+from workers.lines import Lines
+
+
+class Lane:
+    """A node whose deliveries share associations in this thread, and an archive that notes them."""
+
+    def __init__(self, folder: Path, pacs: FakePacs) -> None:
+        self.associations: list[Any] = []
+        self.lines = Lines(scu.connect)
+        pacs.misbehave = self.note
+        self.rig = Rig(folder, make_sqlite_sessions(folder), [pacs.start()])
+
+    def note(self, event: Event) -> int | None:
+        """Note the association of a C-STORE."""
+        if event.assoc not in self.associations:
+            self.associations.append(event.assoc)
+        return None
+
+    def deliver(self, *studies: str) -> list[str]:
+        """Have studies delivered one after the other; return the states of their jobs."""
+        jobs = [store_study(self.rig, study) for study in studies]
+        self.rig.sweep(seconds=QUIET_S)
+        while self.rig.rings:
+            self.rig.run(*self.rig.rings.pop(0), connect=self.lines.connect)
+        return [self.rig.job(job)["state"] for job in jobs]
+
+
+@pytest.fixture
+def pacs() -> Iterator[FakePacs]:
+    pacs = FakePacs()
+    yield pacs
+    pacs.stop()
+
+
+@pytest.fixture
+def lane(tmp_path: Path, pacs: FakePacs) -> Iterator[Lane]:
+    lane = Lane(tmp_path, pacs)
+    yield lane
+    lane.lines.close()
+
+
+def test_dispatches_that_follow_one_another_share_an_association_until_the_lane_rests(lane: Lane) -> None:
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    (association,) = lane.associations
+    assert association.is_established
+    lane.lines.close()
+    wait_until(lambda: association.is_released, "the association to be released")
+    assert lane.deliver("4") == ["DELIVERED"]
+    assert len(lane.associations) == 2
+
+
+def test_storage_commitment_confirms_on_a_shared_association(tmp_path: Path, pacs: FakePacs) -> None:
+    pacs.commits = "same"
+    lane = Lane(tmp_path, pacs)
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    assert len(lane.associations) == 1
+    lane.lines.close()
+
+
+def test_an_association_is_not_shared_for_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "LONGEST_S", 0.0)
+    assert lane.deliver("1", "2") == ["DELIVERED"] * 2
+    first, second = lane.associations
+    assert first.is_released and not second.is_released
+
+
+def test_an_archive_that_ends_associations_between_studies_is_delivered_to(lane: Lane, pacs: FakePacs) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    lane.associations[0].abort()
+    assert lane.deliver("2") == ["DELIVERED"]
+    assert len(lane.associations) == 2
+
+
+def test_an_archive_that_takes_one_study_for_each_association_is_delivered_to(lane: Lane, pacs: FakePacs) -> None:
+    studies: dict[Any, set[str]] = {}
+
+    def drop(event: Event) -> int | None:
+        seen = studies.setdefault(event.assoc, set())
+        seen.add(event.dataset.StudyInstanceUID)
+        if len(seen) == 1:
+            return None
+        event.assoc.abort()
+        return 0xA700  # it keeps nothing of it
+
+    pacs.misbehave = drop
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    assert [len(seen) for seen in studies.values()] == [2, 2, 1]
+    assert set(pacs.stores.values()) == {1}
+
+
+def test_an_archive_that_breaks_off_on_a_new_association_too_is_tried_again_later(lane: Lane, pacs: FakePacs) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    broken: list[Event] = []
+
+    def drop(event: Event) -> int | None:
+        broken.append(event)
+        event.assoc.abort()
+        return None
+
+    pacs.misbehave = drop
+    assert lane.deliver("2") == ["WRITTEN"]
+    assert len(broken) == 2
+    pacs.misbehave = lane.note
+    lane.rig.settle(seconds=60)
+    assert {lane.rig.job(job)["state"] for job in (1, 2)} == {"DELIVERED"}
+
+
+def test_one_that_fails_harms_no_other(lane: Lane, pacs: FakePacs) -> None:
+    studies: list[str] = []
+
+    def refuse(event: Event) -> int | None:
+        lane.note(event)
+        study = str(event.dataset.StudyInstanceUID)
+        if study not in studies:
+            studies.append(study)
+        return 0xA700 if studies.index(study) == 1 else None
+
+    pacs.misbehave = refuse
+    assert lane.deliver("1", "2", "3") == ["DELIVERED", "WRITTEN", "DELIVERED"]
+    assert len(lane.associations) == 1
+    pacs.misbehave = lane.note
+    lane.rig.settle(seconds=60)
+    assert {lane.rig.job(job)["state"] for job in (1, 2, 3)} == {"DELIVERED"}
+
+
+def test_what_was_not_proposed_takes_another_association(pacs: FakePacs) -> None:
+    with pacs:
+        rig_lines, destination = Lines(scu.connect), _destination(pacs)
+        with rig_lines.connect(destination, [scu.COMPREHENSIVE_SR], "KNOWMVG") as first:
+            assert not first.is_used
+        with rig_lines.connect(destination, [scu.COMPREHENSIVE_SR, scu.COMPREHENSIVE_3D_SR], "KNOWMVG") as second:
+            assert second is not first and not first.is_open
+        with rig_lines.connect(destination, [scu.COMPREHENSIVE_SR], "KNOWMVG") as third:
+            assert third is second and third.is_used
+        with pytest.raises(ValueError, match="a bug"), rig_lines.connect(destination, [], "KNOWMVG"):
+            raise ValueError("a bug")
+        assert not second.is_open
+
+
+def test_a_lane_rests_when_nothing_more_comes_and_when_it_is_stopped() -> None:
+    rested: list[int] = []
+    lanes = Lanes(60, lambda work: work(), lambda: rested.append(threading.get_ident()))
+    worked: list[int] = []
+    for number in range(3):
+        lanes.submit("a", str(number), lambda: worked.append(threading.get_ident()))
+    wait_until(lambda: bool(rested), "the lane to rest")
+    assert len(worked) == 3 and rested == worked[:1]
+    lanes.submit("a", "4", lambda: worked.append(0))
+    wait_until(lambda: len(worked) == 4, "the lane to work")
+    lanes.stop(5)
+    assert len(rested) == 2
+    assert not lanes.is_busy
+
+
+def _destination(pacs: FakePacs) -> DestinationSettings:
+    values = {"name": "archive", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}
+    return DestinationSettings.model_validate(values)
