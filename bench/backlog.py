@@ -137,7 +137,7 @@ def measure_records(
         arrival = _arrival(template, number)
         for filing, times in lines if number % 2 else reversed(lines):
             began = time.perf_counter()
-            filing.record(arrival)
+            filing.record([arrival])
             times.append(1000 * (time.perf_counter() - began))
     (_, with_jobs), (_, without) = lines
     return with_jobs[20:], without[20:]

@@ -33,8 +33,8 @@ from dicom_node.pdata import (
     split_command,
     split_fragments,
 )
-from dicom_node.sockets import PduStream
 from dicom_node.spool import Answer, Files, Spool, StoreRequest
+from dicom_node.stream import PduStream
 
 logger = logging.getLogger(__name__)
 

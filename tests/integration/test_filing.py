@@ -64,12 +64,20 @@ def held(engine: Engine) -> Iterator[threading.Event]:
     event.remove(engine, "commit", hold)
 
 
+def record(line: Filing, arrival: Arrival) -> Recorded:
+    """Make the row of one instance; raise what that ends in."""
+    (outcome,) = line.record([arrival])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 def record_behind(line: Filing, engine: Engine, arrivals: list[Arrival]) -> tuple[list[Future[Recorded]], int]:
     """Have `arrivals` wait in line while another is committed; return what became of them, and the commits in all."""
     with held(engine) as go_on, ThreadPoolExecutor(len(arrivals) + 1) as pool:
-        first = pool.submit(line.record, make_arrival(0))
+        first = pool.submit(record, line, make_arrival(0))
         wait_until(lambda: bool(go_on.commits))  # type: ignore[attr-defined]
-        others = [pool.submit(line.record, arrival) for arrival in arrivals]
+        others = [pool.submit(record, line, arrival) for arrival in arrivals]
         wait_until(lambda: len(line._waiting) == len(arrivals))
         go_on.set()
         assert first.result(20).kind == "new"
@@ -91,13 +99,13 @@ def test_who_commits_waits_a_little_for_what_is_being_filed(
     event.listen(engine, "commit", lambda _: commits.append(1))
 
     def file(arrival: Arrival) -> Recorded:
-        with line.coming():
-            return line.record(arrival)
+        with line.coming(1):
+            return record(line, arrival)
 
-    with line.coming(), ThreadPoolExecutor(1) as pool:
+    with line.coming(1), ThreadPoolExecutor(1) as pool:
         other = pool.submit(file, make_arrival(1))
         wait_until(lambda: len(line._waiting) == 1)
-        assert line.record(make_arrival(2)).kind == "new"
+        assert record(line, make_arrival(2)).kind == "new"
         assert other.result(20).kind == "new"
     assert len(commits) == 1
 
@@ -105,8 +113,8 @@ def test_who_commits_waits_a_little_for_what_is_being_filed(
 def test_who_commits_waits_for_nothing_that_is_given_up(line: Filing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filing, "GATHER_S", 100)
     with ThreadPoolExecutor(1) as pool:
-        with line.coming(), line.coming():
-            other = pool.submit(line.record, make_arrival(1))
+        with line.coming(1), line.coming(1):
+            other = pool.submit(record, line, make_arrival(1))
             wait_until(lambda: len(line._waiting) == 1)
         assert other.result(20).kind == "new"
 
@@ -126,6 +134,12 @@ def test_the_same_instance_twice_in_a_group_is_filed_once(line: Filing, engine: 
     assert count(sessions, InstanceRow) == 3
 
 
+def test_what_comes_together_is_answered_one_by_one(line: Filing, sessions: Sessions) -> None:
+    arrivals = [make_arrival(1, 1), make_arrival(1, 1), make_arrival(1, 2)]
+    assert [getattr(one, "kind", one) for one in line.record(arrivals)] == ["new", "repeat", "new"]
+    assert count(sessions, InstanceRow) == 2
+
+
 def test_what_fails_for_one_fails_for_no_other(
     line: Filing, engine: Engine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +156,7 @@ def test_what_fails_for_one_fails_for_no_other(
     assert isinstance(recorded[2].exception(), ZeroDivisionError)
     assert count(sessions, InstanceRow) == 5
     monkeypatch.undo()
-    assert line.record(arrivals[2]).kind == "new"
+    assert record(line, arrivals[2]).kind == "new"
 
 
 @pytest.mark.parametrize(("sqlstate", "tries", "failed"), [(None, 1, 4), ("40P01", 5, 0)])
@@ -170,7 +184,7 @@ def test_two_receivers_file_the_same_studies_at_once(sessions: Sessions) -> None
     lines = [Filing(sessions, timedelta(seconds=5)) for _ in range(2)]
     arrivals = [make_arrival(number % 10, number) for number in range(200)]
     with ThreadPoolExecutor(16) as pool:
-        recorded = list(pool.map(lambda pair: lines[pair[0] % 2].record(pair[1]), enumerate(arrivals)))
+        recorded = list(pool.map(lambda pair: record(lines[pair[0] % 2], pair[1]), enumerate(arrivals)))
     assert {one.kind for one in recorded} == {"new"}
     assert count(sessions, InstanceRow) == 200
 

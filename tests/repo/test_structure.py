@@ -83,6 +83,7 @@ def test_names_say_something() -> None:
 def test_everything_is_caught_only_where_foreign_bytes_are_read_and_at_the_edge_of_a_step() -> None:
     allowed = {
         "dicom_node/instance.py", "dicom_node/filing.py", "dicom_node/storing.py", "dicom_node/transport.py",
+        "dicom_node/multiplexer.py",
         "grounding/checkpoint.py",
         "workers/steps.py", "workers/deliver.py", "workers/tasks.py", "workers/tell.py", "workers/auditing.py",
         "workers/watching.py",
