@@ -197,7 +197,7 @@ class PduReader:
         self._provider.send_answer(fragments, at_once=not self.is_lent or bool(self._writable.poll(0)))
         self._dul._idle_timer.restart()
         self._is_busy = False
-        if not self._is_quiet:
+        if not (self._is_quiet and self._sends_small):
             self._return()
 
     def fail(self, error: Exception) -> None:
