@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +42,31 @@ class Measured:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def measure(name: str, size: str, associations: int, count: int, network: Network) -> Measured:
+@dataclass(frozen=True)
+class Place:
+    """Where receivers run: a network with nothing but loopback, and a folder for those of each.
+
+    What they received is emptied, and removed at the end of the run only: when ext4 makes a file, it passes over every
+    one that was removed in the last minutes, which would take a fifth of the time of those measured after others.
+    """
+
+    network: Network
+    root: Path
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Give a folder, and empty its files."""
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        yield folder
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                os.truncate(path, 0)
+
+
+def measure(name: str, size: str, associations: int, count: int, place: Place) -> Measured:
     """Start a receiver, warm it up, and send to it."""
-    with tempfile.TemporaryDirectory() as folder, RECEIVERS[name](Path(folder), network) as (port, ae_title):
+    network = place.network
+    with place.folder() as folder, RECEIVERS[name](folder, network) as (port, ae_title):
         load = [*network.enter, sys.executable, "-m", "bench.load", str(port), ae_title, "--bytes", str(SIZES[size][0])]
         run(
             [
@@ -64,7 +88,7 @@ def run(command: Sequence[str]) -> str:
     return subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True, timeout=600).stdout
 
 
-def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Network, share: float) -> None:
+def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, place: Place, share: float) -> None:
     """Print a table: medians over rounds in which each receiver had its turn, and ratios to each peer's."""
     tell("4 associations", *names)
     tell("---", *["---"] * len(names))
@@ -73,7 +97,7 @@ def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Ne
         rates: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(rounds):
             for name in names:
-                rates[name].append(measure(name, size, 4, count, network).per_second)
+                rates[name].append(measure(name, size, 4, count, place).per_second)
         medians = {name: statistics.median(values) for name, values in rates.items()}
         spreads = [f"{medians[name]:.0f} ({min(rates[name]):.0f}–{max(rates[name]):.0f})" for name in names]
         tell(f"{size}, instances/s: median (least–most)", *spreads)
@@ -84,7 +108,7 @@ def compare(sizes: Sequence[str], names: Sequence[str], rounds: int, network: Ne
         tell(f"{size}, {names[0]} is … times as fast", *[f"{ratio:.2f}" for ratio in ratios])
 
 
-def draw_curve(size: str, names: Sequence[str], concurrency: Sequence[int], network: Network, share: float) -> None:
+def draw_curve(size: str, names: Sequence[str], concurrency: Sequence[int], place: Place, share: float) -> None:
     """Print a table: what each receiver does with so many associations at once."""
     print(flush=True)
     tell(f"{size}, associations", "receiver", "instances/s", "p50 ms", "p95 ms", "max ms")
@@ -92,7 +116,7 @@ def draw_curve(size: str, names: Sequence[str], concurrency: Sequence[int], netw
     for associations in concurrency:
         for name in names:
             count = max(associations, int(SIZES[size][1] * share))
-            one = measure(name, size, associations, count, network)
+            one = measure(name, size, associations, count, place)
             quantiles = [f"{one.quantile(part):.1f}" for part in (0.5, 0.95, 1.0)]
             tell(str(associations), name, f"{one.per_second:.0f}", *quantiles)
 
@@ -113,10 +137,12 @@ def main() -> None:
     arguments = parser.parse_args()
     network = Network()
     try:
-        compare(arguments.sizes, arguments.receivers, arguments.rounds, network, arguments.share)
-        if arguments.curve:
-            names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp --fork")]
-            draw_curve("100 KB", names, arguments.curve, network, arguments.share)
+        with tempfile.TemporaryDirectory() as root:
+            place = Place(network, Path(root))
+            compare(arguments.sizes, arguments.receivers, arguments.rounds, place, arguments.share)
+            if arguments.curve:
+                names = [name for name in arguments.receivers if name in ("node", "Orthanc", "storescp --fork")]
+                draw_curve("100 KB", names, arguments.curve, place, arguments.share)
     finally:
         network.close()
 
