@@ -42,6 +42,7 @@ _UNDEFINED = 0xFFFFFFFF
 _CHARACTER_SET = Tag("SpecificCharacterSet")
 _TRANSFER_SYNTAX = Tag("TransferSyntaxUID")
 _FIRST_AFTER_META = 0x00030000
+_BEHIND_ALL = 1 << 32
 _ITEM = (0xFFFE, 0xE000)
 _ITEM_DELIMITATION = 0xFFFEE00D
 _EXPLICIT = struct.Struct("<HH2sH")
@@ -155,20 +156,18 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
     return _Scanned(elements, at, False)
 
 
-def read_first_item(element: Any, extent: Extent) -> Dataset | None:
-    """Return that extent of the first item of a sequence as it was read; None where its lengths are not all defined."""
+def read_only_item(element: Any, tags: Mapping[int, BaseTag]) -> Dataset | None:
+    """Return those elements of the item of a sequence as it was read; None unless it is one item of defined lengths."""
     if not isinstance(element, RawDataElement) or element.VR not in (None, "SQ") or not element.value:
         return None
     value: bytes = element.value
     if len(value) < _IMPLICIT.size or not element.is_little_endian:
         return None
     group, number, length = _IMPLICIT.unpack_from(value, 0)
-    if (group, number) != _ITEM or length > len(value) - _IMPLICIT.size:
+    if (group, number) != _ITEM or length != len(value) - _IMPLICIT.size:
         return None
-    scanned = _scan(value[: _IMPLICIT.size + length], _IMPLICIT.size, element.is_implicit_VR, extent)
-    if scanned is None or (scanned.at < _IMPLICIT.size + length and not scanned.is_complete):
-        return None
-    return Dataset(scanned.elements)
+    scanned = _scan(value, _IMPLICIT.size, element.is_implicit_VR, Extent(tags, _BEHIND_ALL))
+    return Dataset(scanned.elements) if scanned is not None and scanned.at == len(value) else None
 
 
 def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict[BaseTag, Any]:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.head import Extent, is_valid_uid, read_first_item, read_head
+from dicom_node.head import Extent, is_valid_uid, read_head, read_only_item
 from dicom_node.header import (
     MANUFACTURER,
     read_items,
@@ -118,7 +118,7 @@ _KEYWORDS = (
 _EXTENT = Extent({tag.real: tag for tag in map(tag_of, _KEYWORDS)}, _LAST_READ + 1, frozenset({_CONTENT_SEQUENCE}))
 
 _CODE_KEYWORDS = ("CodeValue", "CodingSchemeDesignator")
-_CODE = Extent({tag.real: tag for tag in map(tag_of, _CODE_KEYWORDS)}, max(map(tag_of, _CODE_KEYWORDS)).real + 1)
+_CODE_TAGS = {tag.real: tag for tag in map(tag_of, _CODE_KEYWORDS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,9 @@ def _procedure_priority(ds: Dataset) -> str:
 
 
 def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
-    plain = read_first_item(ds._dict.get(tag_of(keyword)), _CODE)  # pydicom takes as long for it as for all the rest
+    plain = read_only_item(
+        ds._dict.get(tag_of(keyword)), _CODE_TAGS
+    )  # pydicom takes as long for it as for all the rest
     if plain is not None and all(read_plain_text(plain, one) is not None for one in _CODE_KEYWORDS):
         items = [plain]
     else:

@@ -47,6 +47,6 @@ def test_what_finds_the_disk_full_is_told_of_and_removed(tmp_path: Path) -> None
     )  # fmt: skip
     spool.write(b"content")
     with pytest.raises(OSError, match="No space"):
-        spool.finish()
+        spool.write_out()
     spool.discard()
     assert list(tmp_path.iterdir()) == []
