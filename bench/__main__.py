@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import shlex
 import subprocess
 import sys
 import time
@@ -37,6 +38,18 @@ FULL: dict[str, list[str]] = {
     "batching": ["--studies", "16", "--batches", "4", "8"],
     "full_size": SMALL["full_size"],
     "neighbours": ["--rounds", "15"],
+    "receiver": [
+        "--receivers",
+        "node",
+        "Orthanc",
+        "storescp --fork",
+        "plain pynetdicom",
+        "--curve",
+        "1",
+        "4",
+        "16",
+        "32",
+    ],
     "scaling": ["--studies", "8", "--runs", "3"],
 }
 """Those that are given for the whole page; the others have none."""
@@ -71,7 +84,7 @@ def run(name: str, full: bool, page: Path | None) -> bool:
     succeeded = process.wait() == 0
     print(f"==== {name}: {time.monotonic() - began:.0f} s\n", flush=True)
     if page is not None and succeeded:
-        command, day = " ".join(["python -m", f"bench.{name}", *given]), f"{datetime.now(UTC):%Y-%m-%d}"
+        command, day = f"python -m {shlex.join([f'bench.{name}', *given])}", f"{datetime.now(UTC):%Y-%m-%d}"
         section = make_section(name, describe(name), command, day, output)
         before = page.read_text(encoding="utf-8") if page.exists() else "# Performance\n"
         page.write_text(insert_section(before, name, section), encoding="utf-8")
