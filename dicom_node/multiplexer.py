@@ -51,7 +51,7 @@ class Multiplexer:
     """Reads what is lent to it, in a thread of its own."""
 
     def __init__(self, store: Callable[[Sequence[StoreRequest]], Sequence[Answer]]) -> None:
-        """`store` files what has come at one time; it raises nothing."""
+        """`store` files what has come at one time."""
         self._store = store
         self._epoll = select.epoll()
         self._lent: dict[int, Lent] = {}
@@ -92,13 +92,12 @@ class Multiplexer:
                     complete[one] = request
             ready = [one for one in self._poll(0) if one not in complete]
         if complete:
-            answers = self._store(list(complete.values()))
-            for (one, request), answer in zip(complete.items(), answers, strict=True):
-                self._answer(one, request, answer)
+            self._file(complete)
         self._answered = list(complete)  # more of them may have come already
 
     def _poll(self, within_s: float) -> list[Lent]:
-        return [self._lent[number] for number, _ in self._epoll.poll(within_s) if number in self._lent]
+        found = [self._lent.get(number) for number, _ in self._epoll.poll(within_s)]
+        return [one for one in found if one is not None]  # the others were just taken back
 
     def _read(self, one: Lent) -> StoreRequest | None:
         """Return a request that is complete; its connection's turn is kept until it is answered."""
@@ -115,10 +114,18 @@ class Multiplexer:
                 one.turn.release()
         return request
 
-    def _answer(self, one: Lent, request: StoreRequest, answer: Answer) -> None:
+    def _file(self, complete: dict[Lent, StoreRequest]) -> None:
+        """File and answer requests, whose connections' turns end."""
         try:
-            one.answer(request, answer)
-        except Exception as error:  # noqa: BLE001 - as above
-            one.fail(error)
-        finally:
-            one.turn.release()
+            answers: Sequence[Answer | Exception] = self._store(list(complete.values()))
+        except Exception as error:  # noqa: BLE001 - a bug ends associations, and not the thread of all of them
+            answers = [error] * len(complete)
+        for (one, request), answer in zip(complete.items(), answers, strict=True):
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                one.answer(request, answer)
+            except Exception as error:  # noqa: BLE001 - as above
+                one.fail(error)
+            finally:
+                one.turn.release()

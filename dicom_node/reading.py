@@ -57,7 +57,7 @@ for a disk or a database, and this association need not."""
 SEND_S = 60
 """Time for a peer to take what is sent."""
 
-WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError)
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class PduReader:
 
     @property
     def _is_to_be_lent(self) -> bool:
-        return self._sends_small and self._request is None and not self._has_pdu
+        return self._sends_small and self._request is None and not self._has_pdu and not self._is_pending
 
     @property
     def _has_pdu(self) -> bool:
@@ -248,8 +248,13 @@ class PduReader:
     def _is_overdue(self, within_s: float) -> bool:
         return self._stream.age_s > within_s
 
+    @property
+    def _is_pending(self) -> bool:
+        """Whether TLS has decoded what nobody has read, of which no look at the socket tells."""
+        return isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
+
     def _wait(self, within_s: float) -> bool:
-        if self._has_pdu or (isinstance(self._connection, ssl.SSLSocket) and self._connection.pending()):
+        if self._has_pdu or self._is_pending:
             return True
         return bool(self._readable.poll(within_s * 1000))
 

@@ -116,7 +116,8 @@ class Spool:
             self._make_file()
         assert self._file is not None
         self._file.flush()
-        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write what is in the cache
+        with contextlib.suppress(OSError):  # it is a hint: begin to write what is in the cache
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def sync(self) -> None:
         """Sync the file, which is complete. Raises OSError."""

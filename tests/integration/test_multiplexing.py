@@ -214,6 +214,22 @@ def test_a_failure_of_reading_ends_the_association_alone(
         assert other.send_c_store(make_cxr_dataset(instance=8)).Status == SUCCESS
 
 
+def test_a_bug_of_filing_ends_the_associations_and_no_thread(
+    node: Node, lent: Association, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(multiplexer_of(node), "_store", fail)
+        raw(lent, b"".join(map(encode_fragment, store_fragments(lent, make_cxr_dataset(instance=2)))))
+        lent._reactor_checkpoint.set()
+        wait_until(lambda: not lent.is_established, "the association to end", 10)
+    with associated(node) as other:
+        lend(node, other, 3)
+        assert other.send_c_store(make_cxr_dataset(instance=4)).Status == SUCCESS
+
+
 def test_one_that_stalls_in_a_pdu_is_hung_up_on(node: Node, lent: Association, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "PDU_S", 1)
     raw(lent, encode_fragment(Fragment(context_of(lent, VERIFICATION), True, True, bytes(100)))[:50])

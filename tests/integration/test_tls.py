@@ -10,18 +10,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
 from dicom_node.config import ClientTlsSettings, DestinationSettings, ServerTlsSettings
 from dicom_node.errors import AbsentError, SettingsError
+from dicom_node.instance import DX_PRESENTATION_STORAGE
+from dicom_node.pdata import encode_fragment
 from dicom_node.scu import connect, echo
 from dicom_node.tls import client_context, fingerprint, server_context
 from tests.acceptance.peers import peer_environment, require, wait_until
 from tests.builders import make_cxr_dataset, write
 from tests.certificates import Authority
 from tests.fakes import VERIFICATION, FakePacs
+from tests.integration.test_reading import answers, raw, store_fragments
 from tests.integration.test_scp import Node, sqlite_sessions
 from tests.senders import Sender
 
@@ -101,6 +106,31 @@ def test_a_sender_with_a_certificate_of_the_authority_is_let_in(
     assert is_let_in(node, context(authority, theirs))
     assert is_let_in(node, context(authority, theirs, maximum_version=ssl.TLSVersion.TLSv1_2))
     assert is_let_in(node, context(authority, theirs, minimum_version=ssl.TLSVersion.TLSv1_3))
+
+
+def test_many_small_instances_in_one_association(
+    make_node: Callable[..., Node], authority: Authority, theirs: Pair
+) -> None:
+    """Of which the multiplexer reads all but the first: one by one, and three that come without waiting."""
+    node = make_node()
+    ae = Sender(ae_title="PACS")
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
+    ae.add_requested_context(DX_PRESENTATION_STORAGE, ExplicitVRLittleEndian)
+    made: Any = (context(authority, theirs), "localhost")
+    assoc = ae.associate("127.0.0.1", node.port, ae_title="KNOWMVG", tls_args=made)
+    for number in range(10):
+        ds = make_cxr_dataset(instance=number, pixels=np.zeros((200, 200), np.uint16))
+        assert assoc.send_c_store(ds).Status == 0x0000
+        assert node.receiver is not None
+        if number == 0:
+            wait_until(lambda: node.receiver._multiplexer._lent, "the association to be lent", 10)  # type: ignore[union-attr]
+    fragments = [
+        one for number in (10, 11, 12) for one in store_fragments(assoc, make_cxr_dataset(instance=number), 2, number)
+    ]
+    raw(assoc, b"".join(map(encode_fragment, fragments)))
+    assert answers(assoc, 3) == [(number, 0x0000) for number in (10, 11, 12)]
+    assoc.release()
+    assert len(node.files()) == 13
 
 
 @pytest.mark.parametrize(
