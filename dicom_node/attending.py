@@ -30,6 +30,9 @@ LOOK_S = 0.05
 
 STOP_S = 2.0
 
+RELEASE_ASKED = "Evt12"
+"""The event that the peer asks for the association's release (PS3.8 9.2)."""
+
 DATA_SENT, DATA_CAME = "Evt9", "Evt10"
 """Events of the state machine (PS3.8 9.2) that end nothing: their messages are waited for by who asked."""
 
@@ -51,7 +54,7 @@ def attend(association: Association) -> None:
     provider.stop_dul = partial(_stop, provider, bell)  # type: ignore[method-assign]
     provider.run = partial(_run, provider.run, bell, checkpoint)  # type: ignore[method-assign]
     machine = provider.state_machine
-    machine.do_action = partial(_act, machine.do_action, checkpoint)  # type: ignore[method-assign]
+    machine.do_action = partial(_act, association, machine.do_action, checkpoint)  # type: ignore[method-assign]
 
 
 class _Checkpoint(threading.Event):
@@ -154,7 +157,9 @@ def _run(run: Callable[[], None], bell: _Bell, checkpoint: _Checkpoint) -> None:
         checkpoint.wake()
 
 
-def _act(do_action: Callable[[str], None], checkpoint: _Checkpoint, event: str) -> None:
+def _act(association: Association, do_action: Callable[[str], None], checkpoint: _Checkpoint, event: str) -> None:
     do_action(event)
+    if event == RELEASE_ASKED and not checkpoint.is_set():  # of who waits for an answer, which will not come
+        association.dimse.msg_queue.put((None, None))
     if event not in (DATA_SENT, DATA_CAME):
         checkpoint.wake()

@@ -183,50 +183,71 @@ def open_association(
 
 
 def send_stored(
-    association: Association, context_id: int, sop_uids: tuple[str, str], dataset: bytes | memoryview
+    association: Association, context_id: int, sop_uids: tuple[str, str], dataset: bytes | memoryview, number: int
 ) -> Dataset:
-    """Send a C-STORE of a dataset that is encoded in the transfer syntax of its presentation context already.
+    """Send a C-STORE, of this Message ID, of a dataset in the transfer syntax of its presentation context already.
 
     Returns what `Association.send_c_store` does, which would decode and encode it: the status, or an empty dataset if
-    no answer came. Raises RuntimeError if the association is gone.
+    no answer came, or another one than to this; the association is over then. Raises RuntimeError if it was before.
     """
     if not association.is_established:
         raise RuntimeError("the association is over")
     request: Any = C_STORE()
-    request.MessageID, request.Priority, request.DataSet = 1, LOW_PRIORITY, BytesIO(dataset)
+    request.MessageID, request.Priority, request.DataSet = number, LOW_PRIORITY, BytesIO(dataset)
     request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = map(UID, sop_uids)
     association._reactor_checkpoint.clear()  # or its thread would take the answer
     while not association._is_paused:
         time.sleep(PAUSED_LOOK_S)
-    association.dimse.send_msg(request, context_id)
-    _, answer = association.dimse.get_msg(block=True)
+    answer: Any = None
+    if association.dimse.msg_queue.empty():  # else something came that nothing was asked for
+        association.dimse.send_msg(request, context_id)
+        _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
-    if answer is None:
+    if answer is None or not _is_answer(answer, request):
         association._handle_no_response()
         return Dataset()
     return association._check_received_status(answer)
 
 
+def _is_answer(answer: Any, request: Any) -> bool:
+    """Tell whether a message is the response to this C-STORE (PS3.7 9.1.1.1): any other counts for nothing."""
+    about = getattr(answer, "AffectedSOPInstanceUID", None)
+    return (
+        isinstance(answer, C_STORE)
+        and answer.MessageIDBeingRespondedTo == request.MessageID
+        and about in (None, "", request.AffectedSOPInstanceUID)
+    )
+
+
 class _Answering:
-    """A report that is being answered on an association, which is not released before: nothing may be sent after."""
+    """The reports that are being answered on an association, which is not released before: nothing may be sent after.
+
+    Messages go out whole: an answer, which another thread sends, does not come between the parts of a request.
+    """
 
     def __init__(self) -> None:
-        self._done = threading.Event()
-        self._done.set()
+        self._unanswered = 0
+        self._changed = threading.Condition()
+        self._turn = threading.Lock()
 
     def begin(self) -> None:
         """Note that a report came."""
-        self._done.clear()
+        with self._changed:
+            self._unanswered += 1
 
     def send(self, send_msg: Callable[[Any, int], None], primitive: Any, context_id: int) -> None:
-        """Send a message, and note if that was the answer."""
-        send_msg(primitive, context_id)
+        """Send a message, and note if that was an answer."""
+        with self._turn:
+            send_msg(primitive, context_id)
         if isinstance(primitive, N_EVENT_REPORT):
-            self._done.set()
+            with self._changed:
+                self._unanswered -= 1
+                self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait, not for ever, until the answer is on its way."""
-        self._done.wait(JOIN_S)
+        """Wait, not for ever, until the answers are on their way."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unanswered <= 0, JOIN_S)
 
 
 def _take_report(event: Event, on_report: Report, answering: _Answering) -> tuple[int, None]:

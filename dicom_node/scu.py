@@ -5,6 +5,7 @@ Nothing is decided here about when to try again. How associations are opened and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import BinaryIO, Literal, Protocol
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.presentation import build_role
 
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, Reference, make_request
@@ -21,7 +23,7 @@ from dicom_node.config import DestinationSettings
 from dicom_node.delivery import read_status
 from dicom_node.errors import TransientError
 from dicom_node.file import split_file
-from dicom_node.requestor import Peer, Report, bounded, open_association, send_stored
+from dicom_node.requestor import TRANSFER_SYNTAXES, Peer, Report, bounded, open_association, send_stored
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -88,16 +90,21 @@ class Archive:
 
     def __init__(self, association: Association) -> None:
         self._association = association
+        self._numbers = itertools.count(1)
         self.is_used = False
 
     @property
     def is_open(self) -> bool:
-        """Whether it has not been released, aborted or lost."""
-        return self._association.is_established and not self._association.acse.is_aborted()
+        """Whether it has not been released, aborted or lost, nor is asked to be released."""
+        leaving = isinstance(self._association.dul.peek_next_pdu(), A_RELEASE)
+        return self._association.is_established and not leaving and not self._association.acse.is_aborted()
 
     def accepts(self, abstract_syntax: str) -> bool:
         """Tell whether the destination accepted a presentation context for this SOP class."""
-        return any(context.abstract_syntax == abstract_syntax for context in self._association.accepted_contexts)
+        return any(
+            context.abstract_syntax == abstract_syntax and context.transfer_syntax[0] in TRANSFER_SYNTAXES
+            for context in self._association.accepted_contexts
+        )
 
     def store(self, candidate: Candidate) -> int | None:
         """Return the status of the C-STORE; None if no answer came or the association is gone.
@@ -123,8 +130,12 @@ class Archive:
         for context in self._association.accepted_contexts:
             if context.abstract_syntax == candidate.sop_class_uid and context.transfer_syntax[0] == syntax:
                 sop_uids = candidate.sop_class_uid, candidate.sop_instance_uid
-                return send_stored(self._association, int(context.context_id or 0), sop_uids, dataset)
-        return self._association.send_c_store(dcmread(BytesIO(content)))
+                return send_stored(self._association, int(context.context_id or 0), sop_uids, dataset, self._number())
+        return self._association.send_c_store(dcmread(BytesIO(content)), msg_id=self._number())
+
+    def _number(self) -> int:
+        """Return the next Message ID (PS3.7 E.1): an answer to one request must not pass for that to another."""
+        return next(self._numbers) % 0x10000
 
     def find(self, study_instance_uid: str, candidate: Candidate) -> Finding:
         """Ask whether the archive has an instance (C-FIND, PS3.4 C.6.2, IMAGE level)."""
@@ -142,7 +153,7 @@ class Archive:
 
     def _find(self, keys: Dataset, sop_instance_uid: str) -> Finding:
         finding: Finding = "absent"
-        for answer, identifier in self._association.send_c_find(keys, STUDY_ROOT_FIND):
+        for answer, identifier in self._association.send_c_find(keys, STUDY_ROOT_FIND, msg_id=self._number()):
             status = _status_of(answer)
             if status in NO_QUERY:
                 return "refused"
@@ -163,7 +174,7 @@ class Archive:
         try:
             with bounded(self._association):
                 answer, _ = self._association.send_n_action(
-                    request, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE
+                    request, REQUEST_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE, msg_id=self._number()
                 )
         except RuntimeError:
             return None

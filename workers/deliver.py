@@ -22,7 +22,7 @@ from dicom_node.errors import AbsentError, PermanentError, TransientError
 from dicom_node.logs import log_event
 from dicom_node.queries import DispatchFacts
 from dicom_node.recorder import Recorder
-from dicom_node.scu import Candidate, Part
+from dicom_node.scu import Archive, Candidate, Part
 from workers.confirming import confirm, services
 from workers.counting import OUTCOMES
 from workers.errand import Errand
@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 OPEN_AGAIN = timedelta(hours=1)
 """After so long a WRITTEN job is looked at again for destinations that were configured since."""
+
+AGAIN_WITHIN_S = LEASE.total_seconds() / 3
+"""So long after its beginning a try may begin anew on another association: all of it fits into the lease then."""
 
 NO_DESTINATION = "no destination is configured: add one under `destinations`, restart, and run `knowmvg jobs retry`"
 REPLAY = "look for the reason in the archive's log, then run `knowmvg deliveries replay {}`"
@@ -66,7 +69,7 @@ def deliver_results(dispatch_id: int, resources: Resources) -> None:
         return
     began = time.monotonic()
     try:
-        _try(dispatch, resources)
+        _try(dispatch, resources, began)
         resources.recorder.observe("knowmvg_step_seconds", time.monotonic() - began, "deliver")
     except AbsentError as error:
         _hold(dispatch, str(error), resources)
@@ -79,9 +82,8 @@ def deliver_results(dispatch_id: int, resources: Resources) -> None:
         raise
 
 
-def _try(dispatch: DispatchFacts, resources: Resources) -> None:
+def _try(dispatch: DispatchFacts, resources: Resources, began: float) -> None:
     errand = Errand(dispatch, _find_destination(dispatch, resources), _read_parts(dispatch, resources), resources)
-    deliveries = errand.load()
     classes = {candidate.sop_class_uid for part in errand.parts.values() for candidate in part.candidates}
     on_report = functools.partial(
         take_report,
@@ -93,19 +95,46 @@ def _try(dispatch: DispatchFacts, resources: Resources) -> None:
     )
     calling = resources.settings.receiver.ae_title
     wanted = [*sorted(classes), *services(errand.destination)]
-    with resources.connect(errand.destination, wanted, calling, on_report) as archive:
-        was_used = archive.is_used
-        _note_contact(errand)
-        errors = send(errand, archive, [one for one in deliveries if one.state == "PENDING"])
-        errors += confirm(errand, archive)
-        broke_off = not archive.is_open
+    try:
+        with resources.connect(errand.destination, wanted, calling, on_report) as archive:
+            if not (was_used := archive.is_used):
+                _note_contact(errand)
+            errors = _ask(errand, archive, began)
+            broke_off = not archive.is_open
+    except _DoubtedError:
+        _try(dispatch, resources, began)
+        return
     reason = "; ".join(dict.fromkeys(errors))
-    if broke_off and errors and was_used:  # it may take no more on one association, and go on with the next
-        _try(dispatch, resources)
-    elif broke_off and errors:  # it stalls, or drops associations: the next one would fare no better now
+    if broke_off and errors and was_used and _may_try_again(began):  # it may go on with a new one
+        _try(dispatch, resources, began)
+    elif broke_off and errors and not was_used:  # it stalls, or drops associations: the next one would fare no better
         _hold(dispatch, reason, resources)
     else:
         _end(dispatch, resources, reason)
+
+
+def _ask(errand: Errand, archive: Archive, began: float) -> list[str]:
+    """Send what is to be sent, and have it confirmed; return what went wrong.
+
+    Raises _DoubtedError where an association refuses that others were served on: an archive that takes one study on
+    each says so in many ways, of which none is about this study.
+    """
+    pending = [one for one in errand.load() if one.state == "PENDING"]
+    errors = send(errand, archive, pending)
+    if errors and archive.is_used and archive.is_open and _may_try_again(began):
+        failed = {one.part for one in errand.load() if one.state == "FAILED"}
+        errand.keep([one for one in pending if one.part in failed])
+        raise _DoubtedError
+    return errors + confirm(errand, archive)
+
+
+def _may_try_again(began: float) -> bool:
+    """Tell whether the lease leaves time for all of it once more."""
+    return time.monotonic() - began < AGAIN_WITHIN_S
+
+
+class _DoubtedError(Exception):
+    """An answer on an association that was used before is not believed; it ends that association."""
 
 
 def _find_destination(dispatch: DispatchFacts, resources: Resources) -> DestinationSettings:

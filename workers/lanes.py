@@ -102,8 +102,8 @@ class Lanes:
                 continue
             with self._lock:
                 lane.keys.discard(key)
+            lane.lingers = True  # before the look: who stops it waits for what is about to begin
             if not self._stopped.is_set():
-                lane.lingers = True
                 self._do(lane, work)
         self._end(lane)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.uid import UID
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE, N_ACTION
 from pynetdicom.events import Event
 
-from dicom_node import scu
+from dicom_node import requestor, scu
 from dicom_node.config import DestinationSettings
 from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
@@ -137,7 +139,7 @@ def test_one_that_fails_harms_no_other(lane: Lane, pacs: FakePacs) -> None:
 
     pacs.misbehave = refuse
     assert lane.deliver("1", "2", "3") == ["DELIVERED", "WRITTEN", "DELIVERED"]
-    assert len(lane.associations) == 1
+    assert len(lane.associations) == 2  # what one that was used refuses is asked for on a new one
     pacs.misbehave = lane.note
     lane.rig.settle(seconds=60)
     assert {lane.rig.job(job)["state"] for job in (1, 2, 3)} == {"DELIVERED"}
@@ -175,3 +177,42 @@ def test_a_lane_rests_when_nothing_more_comes_and_when_it_is_stopped() -> None:
 def _destination(pacs: FakePacs) -> DestinationSettings:
     values = {"name": "archive", "ae_title": pacs.ae_title, "host": "127.0.0.1", "port": pacs.port}
     return DestinationSettings.model_validate(values)
+
+
+@pytest.mark.parametrize("status", [0xA900, 0xC000, 0xA700])
+def test_an_archive_that_takes_one_study_on_each_association_gets_them_all(
+    lane: Lane, pacs: FakePacs, status: int
+) -> None:
+    first: dict[Any, str] = {}
+
+    def refuse(event: Event) -> int | None:
+        lane.note(event)
+        study = str(event.dataset.StudyInstanceUID)
+        return None if first.setdefault(event.assoc, study) == study else status
+
+    pacs.misbehave = refuse
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    assert len(lane.associations) == 3
+
+
+def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pacs: FakePacs) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    pacs.misbehave = lambda _: 0xC000
+    assert lane.deliver("2") == ["FAILED"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "uid", "counts"),
+    [
+        (C_STORE, 7, "1.2.3", True), (C_STORE, 7, None, True), (C_STORE, 6, "1.2.3", False),
+        (C_STORE, 7, "1.2.4", False), (C_ECHO, 7, None, False), (N_ACTION, 7, "1.2.3", False),
+    ],
+)  # fmt: skip
+def test_only_the_answer_to_a_request_counts(kind: Any, number: int, uid: str | None, counts: bool) -> None:
+    request: Any = C_STORE()
+    request.MessageID, request.AffectedSOPInstanceUID = 7, UID("1.2.3")
+    answer = kind()
+    answer.MessageIDBeingRespondedTo, answer.Status = number, 0x0000
+    if uid is not None:
+        answer.AffectedSOPInstanceUID = UID(uid)
+    assert requestor._is_answer(answer, request) is counts
