@@ -14,7 +14,9 @@ from typing import BinaryIO, Literal, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom.association import Association
+from pynetdicom.dsutils import encode
 from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.presentation import build_role
 
@@ -126,12 +128,18 @@ class Archive:
 
     def _send(self, candidate: Candidate, content: bytes) -> Dataset:
         """Send a file's dataset as it is, or encoded anew where another transfer syntax was accepted."""
-        syntax, dataset = split_file(content)
-        for context in self._association.accepted_contexts:
-            if context.abstract_syntax == candidate.sop_class_uid and context.transfer_syntax[0] == syntax:
-                sop_uids = candidate.sop_class_uid, candidate.sop_instance_uid
-                return send_stored(self._association, int(context.context_id or 0), sop_uids, dataset, self._number())
-        return self._association.send_c_store(dcmread(BytesIO(content)), msg_id=self._number())
+        kept_in, dataset = split_file(content)
+        contexts = {
+            UID(one.transfer_syntax[0]): int(one.context_id or 0)
+            for one in self._association.accepted_contexts
+            if one.abstract_syntax == candidate.sop_class_uid and one.transfer_syntax[0] in TRANSFER_SYNTAXES
+        }
+        sop_uids = candidate.sop_class_uid, candidate.sop_instance_uid
+        if kept_in in contexts:
+            return send_stored(self._association, contexts[UID(kept_in)], sop_uids, dataset, self._number())
+        syntax, context_id = next(iter(contexts.items()))
+        anew = encode(dcmread(BytesIO(content)), syntax.is_implicit_VR, syntax.is_little_endian, syntax.is_deflated)
+        return send_stored(self._association, context_id, sop_uids, anew or b"", self._number())
 
     def _number(self) -> int:
         """Return the next Message ID (PS3.7 E.1): an answer to one request must not pass for that to another."""

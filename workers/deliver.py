@@ -121,10 +121,11 @@ def _ask(errand: Errand, archive: Archive, began: float) -> list[str]:
     """
     pending = [one for one in errand.load() if one.state == "PENDING"]
     errors = send(errand, archive, pending)
-    if errors and archive.is_used and archive.is_open and _may_try_again(began):
+    if errors and archive.is_used:
         failed = {one.part for one in errand.load() if one.state == "FAILED"}
         errand.keep([one for one in pending if one.part in failed])
-        raise _DoubtedError
+        if archive.is_open and _may_try_again(began):
+            raise _DoubtedError
     return errors + confirm(errand, archive)
 
 

@@ -18,7 +18,7 @@ from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
 from tests.integration.test_deliver import store_study
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
-from workers import lines
+from workers import deliver, lines
 from workers.lanes import Lanes
 from workers.lines import Lines
 
@@ -193,6 +193,37 @@ def test_an_archive_that_takes_one_study_on_each_association_gets_them_all(
     pacs.misbehave = refuse
     assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
     assert len(lane.associations) == 3
+
+
+def refuse_once_used(lane: Lane, pacs: FakePacs, *, aborts: bool) -> None:
+    """Have the archive refuse for good what comes on an association after its first study, and then abort it."""
+    first: dict[Any, str] = {}
+    refused: list[Any] = []
+
+    def refuse(event: Event) -> int | None:
+        lane.note(event)
+        study = str(event.dataset.StudyInstanceUID)
+        if first.setdefault(event.assoc, study) == study:
+            return None
+        if aborts and event.assoc in refused:
+            event.assoc.abort()
+        refused.append(event.assoc)
+        return 0xC000
+
+    pacs.misbehave = refuse
+
+
+def test_what_is_refused_before_a_used_association_breaks_off_is_sent_again(lane: Lane, pacs: FakePacs) -> None:
+    refuse_once_used(lane, pacs, aborts=True)
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+
+
+def test_what_a_used_association_refuses_too_late_to_begin_anew_is_tried_later(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
+    refuse_once_used(lane, pacs, aborts=False)
+    assert lane.deliver("1", "2") == ["DELIVERED", "WRITTEN"]
 
 
 def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pacs: FakePacs) -> None:
