@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 GROUP = 64
 """Instances that are filed together at most."""
 
+ROUNDS = 64
+"""So often it is looked for more before what is complete is filed: somebody may send without an end."""
+
 LOOK_S = 0.5
 """Between two looks whether it is to end, while nothing comes."""
 
@@ -69,7 +72,7 @@ class Multiplexer:
         """Read it no more; the caller holds its turn."""
         if self._lent.get(one.number) is one:
             del self._lent[one.number]
-            with contextlib.suppress(OSError):  # it is closed
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or all is
                 self._epoll.unregister(one.number)
 
     def stop(self) -> None:
@@ -86,7 +89,9 @@ class Multiplexer:
         """Take in what has come, file what is complete of it, and answer."""
         complete: dict[Lent, StoreRequest] = {}
         ready: Iterable[Lent] = self._answered or self._poll(LOOK_S)
-        while ready and len(complete) < GROUP:
+        for _ in range(ROUNDS):
+            if not ready or len(complete) >= GROUP:
+                break
             for one in ready:
                 if (request := self._read(one)) is not None:
                     complete[one] = request

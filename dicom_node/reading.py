@@ -54,6 +54,9 @@ LATE_LOOKS = 5
 """So many looks in a row, each of `IDLE_LOOK_S`, find something to read that the multiplexer does not come to: it waits
 for a disk or a database, and this association need not."""
 
+AHEAD = 256
+"""PDUs, or pieces, that are read in a row for the multiplexer: who sends more of them has a thread of its own."""
+
 SEND_S = 60
 """Time for a peer to take what is sent."""
 
@@ -173,7 +176,9 @@ class PduReader:
         All but small C-STOREs returns to the association's own thread.
         """
         try:
-            while self._is_quiet and not self._is_large:
+            for _ in range(AHEAD):
+                if not self._is_quiet or self._is_large:
+                    break
                 if not self._has_pdu:
                     self._fill()
                 elif self._stream.is_other:

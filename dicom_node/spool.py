@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import os as _o
 import struct
 import weakref
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from dicom_node.errors import InvalidInstanceError
 from dicom_node.head import is_valid_uid
 from dicom_node.pdata import Command
 
-HELD_BYTES = int(_o.environ.get("KN_HELD", 1024**2))
-SMALL_BYTES = int(_o.environ.get("KN_SMALL", 256 * 1024))
+HELD_BYTES = 1024**2
 """So much of a dataset is held in memory, and goes to the disk with others that have come in the meantime."""
 
 SMALL_BYTES = 256 * 1024
