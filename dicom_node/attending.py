@@ -24,6 +24,7 @@ from pynetdicom._handlers import (
 )
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.transport import AssociationServer
 
 LOOK_S = 0.05
 """Between two looks at what nobody is woken for: timers, and a thread that has ended."""
@@ -38,14 +39,8 @@ DATA_SENT, DATA_CAME = "Evt9", "Evt10"
 
 
 def attend(association: Association) -> None:
-    """Let the threads of an association wait, before they are started; and say nothing of each PDU to a log.
-
-    pynetdicom's own log handlers copy every dataset and spell out every PDU to log nothing.
-    """
-    association.unbind(evt.EVT_DIMSE_RECV, standard_dimse_recv_handler)
-    association.unbind(evt.EVT_DIMSE_SENT, standard_dimse_sent_handler)
-    association.unbind(evt.EVT_PDU_RECV, standard_pdu_recv_handler)
-    association.unbind(evt.EVT_PDU_SENT, standard_pdu_sent_handler)
+    """Let the threads of an association wait, before they are started; and say nothing of each PDU to a log."""
+    quieten(association)
     checkpoint, bell, provider = _Checkpoint(association), _Bell(), association.dul
     association._reactor_checkpoint = checkpoint
     provider.to_provider_queue = _Outbox(bell)
@@ -55,6 +50,14 @@ def attend(association: Association) -> None:
     provider.run = partial(_run, provider.run, bell, checkpoint)  # type: ignore[method-assign]
     machine = provider.state_machine
     machine.do_action = partial(_act, association, machine.do_action, checkpoint)  # type: ignore[method-assign]
+
+
+def quieten(bound: Association | AssociationServer) -> None:
+    """Unbind pynetdicom's own log handlers, which copy every dataset and spell out every PDU to log nothing."""
+    bound.unbind(evt.EVT_DIMSE_RECV, standard_dimse_recv_handler)
+    bound.unbind(evt.EVT_DIMSE_SENT, standard_dimse_sent_handler)
+    bound.unbind(evt.EVT_PDU_RECV, standard_pdu_recv_handler)
+    bound.unbind(evt.EVT_PDU_SENT, standard_pdu_sent_handler)
 
 
 class _Checkpoint(threading.Event):

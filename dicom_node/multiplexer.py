@@ -11,15 +11,12 @@ is no small C-STORE, or where this thread is held up by a disk or a database.
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from dicom_node.spool import Answer, StoreRequest
-
-logger = logging.getLogger(__name__)
 
 GROUP = 64
 """Instances that are filed together at most."""

@@ -98,7 +98,10 @@ class NoticingProvider(DIMSEServiceProvider):
                 self._note_answer()
 
     def send_answer(self, fragments: Sequence[Fragment], at_once: bool) -> None:
-        """Send the response to a request, from the thread that reads the association: at once, unless others wait."""
+        """Send the response to a request, from the thread that reads the association: `at_once`, unless others wait.
+
+        Else the association's own thread sends it.
+        """
         with self._lock:
             if at_once and self.dul.to_provider_queue.empty() and self.dul.socket is not None:
                 self.dul.socket.send(b"".join(map(encode_fragment, fragments)))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,7 +23,7 @@ import yaml
 
 from dicom_node.config import Settings
 from dicom_node.errors import NodeError
-from dicom_node.storage import FileStorage, Storage, StoredFile, sync_and_digest
+from dicom_node.storage import FileStorage, Storage, StoredFile, fault_of, sync_and_digest
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
@@ -78,16 +79,9 @@ class ObjectStorage:
     def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
         """Put several at once: each waits for the store. Returns what each of them met with."""
         if len(files) == 1:
-            return [self._fault_of(*files[0])]
+            return [fault_of(self.file, *files[0])]
         with ThreadPoolExecutor(min(len(files), PUTS_AT_ONCE)) as puts:
-            return list(puts.map(self._fault_of, *zip(*files, strict=True)))
-
-    def _fault_of(self, key: str, path: Path) -> OSError | None:
-        try:
-            self.file(key, path)
-        except OSError as error:
-            return error
-        return None
+            return list(puts.map(partial(fault_of, self.file), *zip(*files, strict=True)))
 
     def put(self, key: str, source: Path | bytes) -> StoredFile:
         """Put `source` under `key`. Raises OSError."""

@@ -181,7 +181,7 @@ class PduReader:
                     break
                 if not self._has_pdu:
                     self._fill()
-                elif self._stream.is_other:
+                elif self._is_next_other:
                     break
                 elif (request := self._take_in()) is not None:
                     self._is_busy = True
@@ -250,6 +250,11 @@ class PduReader:
     def _has_pdu(self) -> bool:
         return self._fragments is not None or self._stream.has_pdu
 
+    @property
+    def _is_next_other(self) -> bool:
+        """Whether what comes next is no P-DATA-TF; what is left of one comes first."""
+        return self._fragments is None and self._stream.is_other
+
     def _is_overdue(self, within_s: float) -> bool:
         return self._stream.age_s > within_s
 
@@ -283,7 +288,7 @@ class PduReader:
         except OSError:
             self._close()
             return False
-        if self._stream.is_other:
+        if self._is_next_other:
             self._dul._read_pdu_data()
             return False
         while self._has_pdu and (request := self._take_in()) is not None:

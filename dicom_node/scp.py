@@ -19,6 +19,7 @@ from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.events import Event
 from sqlalchemy.orm import Session, sessionmaker
 
+from dicom_node.attending import quieten
 from dicom_node.clock import Clock
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, make_report, read_request
 from dicom_node.config import Settings
@@ -177,7 +178,7 @@ def start_receiver(
     store_all = functools.partial(_store_counted, door)
     server.intake = Intake(files, store_all, multiplexer := Multiplexer(store_all))
     server.refused = functools.partial(note_refusal, door, "", "")
-    server.quieten()
+    quieten(server)
     removed = storage.sweep_incoming((clock() - timedelta(hours=1)).timestamp())
     log_event(
         logger, "receiver listening", ae_title=receiver.ae_title, host=receiver.host, port=server.server_address[1],

@@ -135,8 +135,8 @@ class FileStorage:
 
     def file_all(self, files: Sequence[tuple[str, Path]]) -> Sequence[OSError | None]:
         """Move such files under their keys; each folder is synced once. Returns what each of them met with."""
-        faults = [_fault_of(self._move, key, path) for key, path in files]
-        unsynced = {folder: _fault_of(_sync_folder, folder) for folder in {self._folder(key) for key, _ in files}}
+        faults = [fault_of(self._move, key, path) for key, path in files]
+        unsynced = {folder: fault_of(_sync_folder, folder) for folder in {self._folder(key) for key, _ in files}}
         return [fault or unsynced[self._folder(key)] for (key, _), fault in zip(files, faults, strict=True)]
 
     def _move(self, key: str, path: Path) -> None:
@@ -210,7 +210,7 @@ class FileStorage:
         return [self.root / f"{number:02x}" for number in range(256)]
 
 
-def _fault_of(act: Callable[..., None], *arguments: Any) -> OSError | None:
+def fault_of(act: Callable[..., None], *arguments: Any) -> OSError | None:
     """Return the OSError that an act ends in."""
     try:
         act(*arguments)

@@ -131,12 +131,17 @@ def _examine(door: Door, request: StoreRequest) -> Arrival | Recorded:
 
 
 def _write_out(_: Door, arrivals: Sequence[Arrival], spools: Sequence[Spool]) -> list[Arrival | Exception]:
-    faults = [_attempt(spool.write_out) for spool in spools]
-    return [fault or arrival for arrival, fault in zip(arrivals, faults, strict=True)]
+    return _with_each(Spool.write_out, arrivals, spools)
 
 
 def _sync(_: Door, arrivals: Sequence[Arrival], spools: Sequence[Spool]) -> list[Arrival | Exception]:
-    faults = [_attempt(spool.sync) for spool in spools]
+    return _with_each(Spool.sync, arrivals, spools)
+
+
+def _with_each(
+    act: Callable[[Spool], None], arrivals: Sequence[Arrival], spools: Sequence[Spool]
+) -> list[Arrival | Exception]:
+    faults = [_attempt(act, spool) for spool in spools]
     return [fault or arrival for arrival, fault in zip(arrivals, faults, strict=True)]
 
 

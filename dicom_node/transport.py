@@ -21,13 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pynetdicom import evt
-from pynetdicom._handlers import (
-    standard_dimse_recv_handler,
-    standard_dimse_sent_handler,
-    standard_pdu_recv_handler,
-    standard_pdu_sent_handler,
-)
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import AA_4
@@ -154,13 +147,6 @@ class ReceivingServer(ThreadedAssociationServer):
         finally:
             with self._lock:
                 self._greeting[address] -= 1
-
-    def quieten(self) -> None:
-        """Unbind pynetdicom's own log handlers, which copy every dataset and spell out every PDU to log nothing."""
-        self.unbind(evt.EVT_DIMSE_RECV, standard_dimse_recv_handler)
-        self.unbind(evt.EVT_DIMSE_SENT, standard_dimse_sent_handler)
-        self.unbind(evt.EVT_PDU_RECV, standard_pdu_recv_handler)
-        self.unbind(evt.EVT_PDU_SENT, standard_pdu_sent_handler)
 
 
 class SharedPortServer(ReceivingServer):

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pynetdicom.association import Association
 from sqlalchemy.orm import Session, sessionmaker
@@ -20,7 +21,7 @@ from dicom_node.pdata import Fragment, encode_fragment
 from dicom_node.spool import StoreRequest
 from tests.acceptance.peers import wait_until
 from tests.builders import make_cxr_dataset
-from tests.integration.test_reading import answers, context_of, echo_fragment, raw, store_fragments
+from tests.integration.test_reading import answers, context_of, echo_fragment, in_one_pdu, raw, store_fragments
 from tests.integration.test_scp import SUCCESS, VERIFICATION, Node, associated, node, sqlite_sessions
 
 __all__ = ["node", "sqlite_sessions"]
@@ -119,6 +120,16 @@ def test_other_messages_come_between_as_ever(node: Node, lent: Association) -> N
     assert sorted(answers(lent, 3)) == [(number, SUCCESS) for number in (2, 3, 4)]
     assert lent.send_c_echo().Status == SUCCESS
     lend(node, lent, 5)
+
+
+def test_what_came_before_a_release_is_filed(node: Node, lent: Association) -> None:
+    pixels = np.zeros((4, 4), np.uint16)  # so small that all of it is received at once
+    datasets = [make_cxr_dataset(instance=number, pixels=pixels) for number in (2, 3)]
+    fragments = [one for number, ds in enumerate(datasets, 2) for one in store_fragments(lent, ds, 1, number)]
+    release = b"\x05\0\0\0\0\x04\0\0\0\0"
+    raw(lent, in_one_pdu(fragments) + release)
+    wait_until(lambda: len(node.rows()) == 3, "both to be filed", 10)
+    lent._reactor_checkpoint.set()
 
 
 def test_a_large_instance_between_small_ones(node: Node, lent: Association, monkeypatch: pytest.MonkeyPatch) -> None:
