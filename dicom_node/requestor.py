@@ -23,6 +23,7 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
 from pynetdicom.events import Event
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import build_context
 from pynetdicom.transport import AssociationSocket
 
@@ -169,6 +170,7 @@ def open_association(
         raise AbsentError(f"{peer.name} cannot be reached: {error}") from error
     if not association.is_established:
         ae.close_socket()
+        note_early_answer(association)
         raise AbsentError(_explain_no_association(peer, association))
     association.dimse.send_msg = partial(answering.send, association.dimse.send_msg)  # type: ignore[method-assign]
     try:
@@ -180,6 +182,19 @@ def open_association(
                 association.release()
         association.join(JOIN_S)
         ae.close_socket()
+
+
+def note_early_answer(association: Association) -> None:
+    """Have an association that did not come about know the answer that it never looked at.
+
+    pynetdicom 3.0 takes a peer that rejects, and hangs up, before the thread that asked has looked at the connection
+    for one that could not be reached.
+    """
+    if association.acceptor.primitive is None:
+        answer: Any = association.dul.receive_pdu()
+        if isinstance(answer, A_ASSOCIATE):
+            association.acceptor.primitive = answer
+            association.is_rejected = bool(answer.result)
 
 
 def send_stored(

@@ -1,4 +1,4 @@
-"""pynetdicom as a sender that closes its sockets."""
+"""pynetdicom as a sender that closes its sockets, and hears every rejection."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 from pynetdicom import AE
+from pynetdicom.association import Association
 from pynetdicom.transport import AssociationSocket
 
+from dicom_node.requestor import note_early_answer
 from dicom_node.sockets import hang_up
 
 
@@ -16,6 +18,13 @@ class Sender(AE):
 
     pynetdicom 3.0 leaves it to the collector of garbage then, which warns of it in whatever test runs at that time.
     """
+
+    def associate(self, *arguments: Any, **options: Any) -> Association:
+        """Return the association, rejected also where the rejection was there before anybody looked."""
+        association = super().associate(*arguments, **options)
+        if not association.is_established:
+            note_early_answer(association)
+        return association
 
     def _create_socket(self, *arguments: Any) -> AssociationSocket:
         transport = super()._create_socket(*arguments)

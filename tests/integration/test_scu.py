@@ -16,6 +16,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.events import Event
+from pynetdicom.transport import AssociationSocket
 
 from dicom_node.commitment import PUSH_MODEL
 from dicom_node.config import DestinationSettings
@@ -142,6 +143,26 @@ def test_who_answers_nothing_or_half_a_pdu_is_hung_up_on(monkeypatch: pytest.Mon
 def test_archive_that_is_down_is_tried_again(pacs: FakePacs, parts: tuple[Part, ...]) -> None:
     pacs.stop()
     with pytest.raises(AbsentError, match="cannot be reached"), connected(pacs):
+        pass
+
+
+def test_an_archive_that_rejects_and_hangs_up_before_anybody_looks_has_rejected(
+    pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = AssociationSocket.__init__
+
+    def create_unseen(transport: AssociationSocket, *arguments: Any, **options: Any) -> None:
+        create(transport, *arguments, **options)
+        connected_once = transport._ready.wait
+
+        def wait_too_long() -> None:
+            connected_once()
+            wait_until(lambda: not transport._is_connected, "the rejection")
+
+        monkeypatch.setattr(transport._ready, "wait", wait_too_long)
+
+    monkeypatch.setattr(AssociationSocket, "__init__", create_unseen)
+    with pytest.raises(AbsentError, match=r"rejected the association.*KNOWMVG"), connected(pacs, ae_title="OTHER"):
         pass
 
 
