@@ -11,21 +11,27 @@ is no small C-STORE, or where this thread is held up by a disk or a database.
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dicom_node.spool import Answer, StoreRequest
 
+logger = logging.getLogger(__name__)
+
 GROUP = 64
-"""Instances that are filed together at most."""
+"""Instances that are filed together at most, each in an open file."""
 
 ROUNDS = 64
 """So often it is looked for more before what is complete is filed: somebody may send without an end."""
 
 LOOK_S = 0.5
 """Between two looks whether it is to end, while nothing comes."""
+
+STOP_S = 10.0
+"""For what is being filed when it is to end; a disk that hangs is not waited for any longer."""
 
 
 class Lent(Protocol):
@@ -36,6 +42,10 @@ class Lent(Protocol):
 
     turn: threading.Lock
     is_lent: bool
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether more has come than a look at the socket tells."""
 
     def read_ahead(self) -> StoreRequest | None:
         """Take in what has come, without waiting; return a request that is complete."""
@@ -55,15 +65,20 @@ class Multiplexer:
         self._store = store
         self._epoll = select.epoll()
         self._lent: dict[int, Lent] = {}
-        self._answered: list[Lent] = []
+        self._first: list[Lent] = []
+        self._complete: dict[Lent, StoreRequest] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="multiplexer", daemon=True)
         self._thread.start()
 
     def lend(self, one: Lent) -> None:
-        """Begin to read a connection that does not block."""
+        """Begin to read a connection that does not block. Raises OSError where the system watches no more of them."""
         self._lent[one.number] = one
-        self._epoll.register(one.number, select.EPOLLIN)
+        try:
+            self._epoll.register(one.number, select.EPOLLIN)
+        except OSError:
+            del self._lent[one.number]
+            raise
 
     def remove(self, one: Lent) -> None:
         """Read it no more; the caller holds its turn."""
@@ -73,29 +88,38 @@ class Multiplexer:
                 self._epoll.unregister(one.number)
 
     def stop(self) -> None:
-        """End the thread, when it has filed what it has."""
+        """End the thread, when it has filed what it has; wait for that `STOP_S` at most."""
         self._stop.set()
-        self._thread.join()
-        self._epoll.close()
+        self._thread.join(STOP_S)
+        if not self._thread.is_alive():
+            self._epoll.close()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._serve()
+            try:
+                self._serve()
+            except Exception as error:  # a bug ends associations, and not the thread of all of them
+                logger.exception("unexpected failure")
+                self._fail_all(error)
+                self._stop.wait(LOOK_S)  # if it is to be like that from now on, then not all the time
 
     def _serve(self) -> None:
         """Take in what has come, file what is complete of it, and answer."""
-        complete: dict[Lent, StoreRequest] = {}
-        ready: Iterable[Lent] = self._answered or self._poll(LOOK_S)
+        first, self._first = self._first, []
+        ready = list(dict.fromkeys([*first, *self._poll(0 if first else LOOK_S)]))
+        passed: list[Lent] = []
         for _ in range(ROUNDS):
-            if not ready or len(complete) >= GROUP:
-                break
-            for one in ready:
+            room = GROUP - len(self._complete)
+            passed = ready[room:]
+            for one in ready[:room]:
                 if (request := self._read(one)) is not None:
-                    complete[one] = request
-            ready = [one for one in self._poll(0) if one not in complete]
-        if complete:
-            self._file(complete)
-        self._answered = list(complete)  # more of them may have come already
+                    self._complete[one] = request
+            if not ready or len(self._complete) >= GROUP:
+                break
+            ready = [one for one in dict.fromkeys([*passed, *self._poll(0)]) if one not in self._complete]
+        if self._complete:
+            self._file(list(self._complete.values()))
+        self._first = [*passed, *self._first]
 
     def _poll(self, within_s: float) -> list[Lent]:
         found = [self._lent.get(number) for number, _ in self._epoll.poll(within_s)]
@@ -116,18 +140,25 @@ class Multiplexer:
                 one.turn.release()
         return request
 
-    def _file(self, complete: dict[Lent, StoreRequest]) -> None:
-        """File and answer requests, whose connections' turns end."""
-        try:
-            answers: Sequence[Answer | Exception] = self._store(list(complete.values()))
-        except Exception as error:  # noqa: BLE001 - a bug ends associations, and not the thread of all of them
-            answers = [error] * len(complete)
-        for (one, request), answer in zip(complete.items(), answers, strict=True):
+    def _file(self, requests: Sequence[StoreRequest]) -> None:
+        """File and answer the requests that are complete, whose connections' turns end."""
+        answers = self._store(requests)
+        for answer, (one, request) in zip(answers, list(self._complete.items()), strict=True):
             try:
-                if isinstance(answer, Exception):
-                    raise answer
                 one.answer(request, answer)
-            except Exception as error:  # noqa: BLE001 - as above
+                if one.is_ahead:
+                    self._first.append(one)
+            except Exception as error:  # noqa: BLE001 - its own thread deals with it
+                one.fail(error)
+            finally:
+                del self._complete[one]
+                one.turn.release()
+
+    def _fail_all(self, error: Exception) -> None:
+        """Return what was not answered yet to the own threads."""
+        while self._complete:
+            one, _ = self._complete.popitem()
+            try:
                 one.fail(error)
             finally:
                 one.turn.release()

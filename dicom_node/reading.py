@@ -120,8 +120,7 @@ class PduReader:
         if not self._wait(IDLE_LOOK_S if self._is_quiet or self._is_awaited else BUSY_LOOK_S):
             return self._is_overdue(within_s) and self._close()
         while self._read_pdu(within_s) and self._is_quiet:
-            if self._is_to_be_lent:
-                self._lend()
+            if self._is_to_be_lent and self._lend():
                 break
             if not self._wait(IDLE_LOOK_S):
                 break
@@ -152,17 +151,29 @@ class PduReader:
             if failure is not None:
                 raise failure
             return True
-        is_unread = not self.turn.locked() and bool(self._readable.poll(0))
+        is_unread = is_overdue = False
+        if self.turn.acquire(blocking=False):  # else it is being read, and answered
+            try:
+                is_unread, is_overdue = self.is_ahead or bool(self._readable.poll(0)), self._is_overdue(within_s)
+            finally:
+                self.turn.release()
         self._late_looks = self._late_looks + 1 if is_unread else 0
-        if not self._is_quiet or self._is_overdue(within_s) or self._late_looks >= LATE_LOOKS:
+        if not self._is_quiet or is_overdue or self._late_looks >= LATE_LOOKS:
             self.take_back()
         return False
 
-    def _lend(self) -> None:
+    def _lend(self) -> bool:
+        """Lend this connection; tell whether that was possible."""
         with self.turn:
             self._connection.setblocking(False)
             self.is_lent = True
-            self._intake.multiplexer.lend(self)
+            try:
+                self._intake.multiplexer.lend(self)
+            except OSError as error:
+                log_event(logger, "association read by itself", level=logging.WARNING, reason=str(error))
+                self._connection.settimeout(SEND_S)
+                self.is_lent = self._sends_small = False
+        return self.is_lent
 
     def _close(self) -> bool:
         self._dul.event_queue.put(CONNECTION_CLOSED)
@@ -244,7 +255,12 @@ class PduReader:
 
     @property
     def _is_to_be_lent(self) -> bool:
-        return self._sends_small and self._request is None and not self._has_pdu and not self._is_pending
+        return self._sends_small and self._request is None and not self.is_ahead
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether more has come than a look at the socket tells; of what TLS has decoded it tells nothing."""
+        return self._has_pdu or (isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0)
 
     @property
     def _has_pdu(self) -> bool:
@@ -258,13 +274,8 @@ class PduReader:
     def _is_overdue(self, within_s: float) -> bool:
         return self._stream.age_s > within_s
 
-    @property
-    def _is_pending(self) -> bool:
-        """Whether TLS has decoded what nobody has read, of which no look at the socket tells."""
-        return isinstance(self._connection, ssl.SSLSocket) and self._connection.pending() > 0
-
     def _wait(self, within_s: float) -> bool:
-        if self._has_pdu or self._is_pending:
+        if self.is_ahead:
             return True
         return bool(self._readable.poll(within_s * 1000))
 

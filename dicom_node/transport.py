@@ -193,6 +193,7 @@ class ReceivingHandler(RequestHandler):
         provider.receive_pdu = functools.partial(_receive_pdu, provider, provider.receive_pdu)  # type: ignore[method-assign]
         provider._is_transport_event = functools.partial(_look, association, reader)  # type: ignore[method-assign]
         provider.idle_timer_expired = reader.is_idle_too_long  # type: ignore[method-assign]
+        provider.run = functools.partial(_run_provider, reader, provider.run)  # type: ignore[method-assign]
         provider._run_loop_delay = 0  # the reader waits where there is nothing to do
         machine = provider.state_machine
         machine.do_action = functools.partial(_act, association, reader, machine.do_action)  # type: ignore[method-assign]
@@ -260,9 +261,16 @@ def _run(association: Association, reader: PduReader, run: Callable[[], None]) -
         run()
     except Exception as error:  # noqa: BLE001 - as above
         _tell_broken_off(error)
+        reader.take_back()
         if isinstance(association.dul.socket, AssociationSocket):
             association.dul.socket.close()
         association.kill()
+
+
+def _run_provider(reader: PduReader, run: Callable[[], None]) -> None:
+    """Run the thread of an association's upper layer, which alone lends it: nobody reads it after that."""
+    try:
+        run()
     finally:
         reader.take_back()
 

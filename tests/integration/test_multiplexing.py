@@ -22,7 +22,7 @@ from dicom_node.spool import StoreRequest
 from tests.acceptance.peers import wait_until
 from tests.builders import make_cxr_dataset
 from tests.integration.test_reading import answers, context_of, echo_fragment, in_one_pdu, raw, store_fragments
-from tests.integration.test_scp import SUCCESS, VERIFICATION, Node, associated, node, sqlite_sessions
+from tests.integration.test_scp import SUCCESS, VERIFICATION, Node, associated, node, propose, sqlite_sessions
 
 __all__ = ["node", "sqlite_sessions"]
 
@@ -280,6 +280,56 @@ def test_a_peer_that_takes_no_answer_is_answered_by_its_own_thread(
     monkeypatch.setattr(reader, "_writable", Full())
     assert lent.send_c_store(make_cxr_dataset(instance=2)).Status == SUCCESS
     assert sent == [False]
+
+
+def test_one_that_cannot_be_lent_is_read_by_its_own_thread(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def register(self, *_: object) -> None:
+            raise OSError(28, "no watches left")
+
+    multiplexer = multiplexer_of(node)
+    with associated(node) as assoc:
+        with monkeypatch.context() as patch:
+            patch.setattr(multiplexer, "_epoll", Full())
+            assert [assoc.send_c_store(make_cxr_dataset(instance=number)).Status for number in (1, 2)] == [SUCCESS] * 2
+            assert not multiplexer._lent
+        lend(node, assoc, 3)
+    assert len(node.files()) == 3
+
+
+def test_one_that_sends_many_pdus_in_a_row_has_its_own_thread(
+    node: Node, lent: Association, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    returned: list[Any] = []
+    multiplexer = multiplexer_of(node)
+    remove = multiplexer.remove
+
+    def note(one: Any) -> None:
+        returned.append(one)
+        remove(one)
+
+    monkeypatch.setattr(multiplexer, "remove", note)
+    monkeypatch.setattr(reading, "AHEAD", 5)
+    fragments = store_fragments(lent, make_cxr_dataset(instance=2), 40, 2)
+    raw(lent, b"".join(map(encode_fragment, fragments)))
+    assert answers(lent, 1) == [(2, SUCCESS)]
+    assert len(returned) == 1
+    assert lent.send_c_store(make_cxr_dataset(instance=3)).Status == SUCCESS
+
+
+def test_one_that_is_killed_when_it_is_lent_is_returned(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplexer = multiplexer_of(node)
+    lend_as_ever = multiplexer.lend
+
+    def lend_late(one: Any) -> None:
+        lend_as_ever(one)
+        one._dul.kill_dul()
+
+    monkeypatch.setattr(multiplexer, "lend", lend_late)
+    assoc = propose(node)
+    assert assoc.send_c_store(make_cxr_dataset(instance=1)).Status == SUCCESS
+    wait_until(lambda: not multiplexer._lent, "the association to be returned", 10)
+    assoc.abort()
 
 
 def test_a_receiver_ends_while_associations_are_lent(node: Node, lent: Association) -> None:
