@@ -90,7 +90,33 @@ class _Scanned:
     is_complete: bool
 
 
-def read_head(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
+@dataclass(slots=True)
+class Head:
+    """Elements that were read of a dataset: as they came, and as pydicom has them, for what that does not say outright.
+
+    Most heads are never asked for the latter, which takes longer than to read them.
+    """
+
+    elements: Mapping[BaseTag, Any]
+    is_implicit: bool = False
+    encodings: Any = default_encoding
+    made: Dataset | None = None
+
+    @classmethod
+    def of(cls, ds: Dataset) -> Head:
+        """Return that of a dataset which pydicom has read."""
+        return cls(ds._dict, made=ds)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The elements as a dataset."""
+        if self.made is None:
+            self.made = Dataset(dict(self.elements), parent_encoding=default_encoding)
+            self.made.set_original_encoding(self.is_implicit, True, self.encodings)
+        return self.made
+
+
+def read_head(file: BinaryIO, extent: Extent) -> tuple[Head, str]:
     """Return that extent of a file's dataset, and the Transfer Syntax UID.
 
     Raises InvalidInstanceError for a head without measure or syntax, and what pydicom raises for one that is damaged.
@@ -110,14 +136,12 @@ def read_head(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
     scanned = None if syntax == ExplicitVRBigEndian else _scan(block, at, syntax == ImplicitVRLittleEndian, extent)
     if scanned is None:
         file.seek(at)
-        return _read_by_pydicom(_BudgetedReader(file), syntax, extent), syntax
+        return Head.of(_read_by_pydicom(_BudgetedReader(file), syntax, extent)), syntax
     elements = scanned.elements
     if not scanned.is_complete:
         file.seek(scanned.at)
         elements |= _read_rest(_BudgetedReader(file), syntax, extent, _encodings_of(elements))
-    ds = Dataset(elements, parent_encoding=default_encoding)
-    ds.set_original_encoding(syntax == ImplicitVRLittleEndian, True, _encodings_of(elements))
-    return ds, syntax
+    return Head(elements, syntax == ImplicitVRLittleEndian, _encodings_of(elements)), syntax
 
 
 def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned | None:
@@ -156,7 +180,7 @@ def _scan(block: bytes, at: int, is_implicit: bool, extent: Extent) -> _Scanned 
     return _Scanned(elements, at, False)
 
 
-def read_only_item(element: Any, tags: Mapping[int, BaseTag]) -> Dataset | None:
+def read_only_item(element: Any, tags: Mapping[int, BaseTag]) -> Head | None:
     """Return those elements of the item of a sequence as it was read; None unless it is one item of defined lengths."""
     if not isinstance(element, RawDataElement) or element.VR not in (None, "SQ") or not element.value:
         return None
@@ -167,7 +191,9 @@ def read_only_item(element: Any, tags: Mapping[int, BaseTag]) -> Dataset | None:
     if (group, number) != _ITEM or length != len(value) - _IMPLICIT.size:
         return None
     scanned = _scan(value, _IMPLICIT.size, element.is_implicit_VR, Extent(tags, _BEHIND_ALL))
-    return Dataset(scanned.elements) if scanned is not None and scanned.at == len(value) else None
+    if scanned is None or scanned.at != len(value):
+        return None
+    return Head(scanned.elements, element.is_implicit_VR)
 
 
 def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict[BaseTag, Any]:
@@ -177,7 +203,7 @@ def _read_rest(reader: Any, syntax: str, extent: Extent, encodings: Any) -> dict
     return {element.tag: element for element in rest}
 
 
-def _read_unusual(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
+def _read_unusual(file: BinaryIO, extent: Extent) -> tuple[Head, str]:
     """Return the same by pydicom alone."""
     file.seek(0)
     reader: Any = _BudgetedReader(file)
@@ -186,7 +212,7 @@ def _read_unusual(file: BinaryIO, extent: Extent) -> tuple[Dataset, str]:
     syntax = _syntax_of(meta.get_item(_TRANSFER_SYNTAX) if _TRANSFER_SYNTAX in meta else None)
     if syntax in DEFLATED:
         reader = _BudgetedReader(BytesIO(_inflate(file)))
-    return _read_by_pydicom(reader, syntax, extent), syntax
+    return Head.of(_read_by_pydicom(reader, syntax, extent)), syntax
 
 
 def _read_by_pydicom(reader: Any, syntax: str, extent: Extent) -> Dataset:

@@ -104,26 +104,22 @@ def read_value(ds: Dataset, keyword: str) -> Any:
 # Nearly every value of a header is what its bytes say outright; pydicom takes ten times as long to come to that.
 
 
-def read_plain_text(ds: Dataset, keyword: str) -> str | None:
-    """Return the text of `keyword` as `read_text` does where it is one value of letters that are the same in every
+def read_plain_text(element: Any, keyword: str) -> str | None:
+    """Return the text of an element as `read_text` does where it is one value of letters that are the same in every
     character set (PS3.5 6.1); else None: ask `read_text`."""
-    element = _element(ds, keyword)
-    if element is None:
-        return ""
     raw, vr = _raw(element, keyword)
     return raw.decode("ascii").strip(" \0") if vr in _TEXTS and _PLAIN.fullmatch(raw) else None
 
 
-def read_plain_codes(ds: Dataset, keyword: str) -> list[str] | None:
-    """Return the values of a `keyword` of VR CS without padding, or None: ask `read_value`."""
-    raw, vr = _raw(_element(ds, keyword), keyword)
+def read_plain_codes(element: Any, keyword: str) -> list[str] | None:
+    """Return the values of an element of VR CS without padding, or None: ask `read_value`."""
+    raw, vr = _raw(element, keyword)
     plain = vr == "CS" and raw.strip(b" \0") and _PLAIN.fullmatch(raw.replace(b"\\", b""))
     return [value.strip(" \0") for value in raw.decode("ascii").split("\\")] if plain else None
 
 
-def read_plain_number(ds: Dataset, keyword: str) -> int | None:
-    """Return the value of a `keyword` of VR US or IS that is one number, or None: ask `read_number`."""
-    element = _element(ds, keyword)
+def read_plain_number(element: Any, keyword: str) -> int | None:
+    """Return the value of an element of VR US or IS that is one number, or None: ask `read_number`."""
     raw, vr = _raw(element, keyword)
     if vr == "US" and len(raw) == 2:
         return int.from_bytes(raw, "little" if element.is_little_endian else "big")

@@ -7,18 +7,17 @@ decision cannot use is empty or None, and only the UIDs are required.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from io import BytesIO
 from itertools import chain, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.head import Extent, is_valid_uid, read_head, read_only_item
+from dicom_node.head import Extent, Head, is_valid_uid, read_head, read_only_item
 from dicom_node.header import (
     MANUFACTURER,
     read_items,
@@ -189,71 +188,72 @@ class Instance:
         return cls(**values)
 
 
+_PRIORITIES = {0: "MEDIUM", 1: "HIGH", 2: "LOW", None: ""}
+
 _FACTS = tuple(field.name for field in fields(Instance))
 _VALUES_OF = attrgetter(*_FACTS)
 
 
-def read_instance(source: Path | bytes) -> Instance:
-    """Return the identity and facts of the DICOM file `source`. Total: raises InvalidInstanceError and nothing else."""
+def read_instance(source: Path | bytes | BinaryIO, c_store_priority: int | None = None) -> Instance:
+    """Return the identity and facts of the DICOM file `source`. Total: raises InvalidInstanceError and nothing else.
+
+    `c_store_priority` is the Priority (0000,0700) of the C-STORE request that it came in (PS3.7 E.1).
+    """
     try:
-        return _read(source)
+        return _read(source, _PRIORITIES.get(c_store_priority, ""))
     except InvalidInstanceError:
         raise
     except Exception as error:  # pydicom raises many kinds on damaged input: the one broad catch of the node
         raise InvalidInstanceError(f"not a readable DICOM instance: {type(error).__name__}") from error
 
 
-def with_c_store_priority(instance: Instance, priority: int) -> Instance:
-    """Return the instance with the Priority (0000,0700) of the C-STORE request that it came in (PS3.7 E.1)."""
-    return replace(instance, c_store_priority={0: "MEDIUM", 1: "HIGH", 2: "LOW"}.get(priority, ""))
+def _read(source: Path | bytes | BinaryIO, c_store_priority: str) -> Instance:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _describe(*read_head(file, _EXTENT), c_store_priority)
+    return _describe(*read_head(BytesIO(source) if isinstance(source, bytes) else source, _EXTENT), c_store_priority)
 
 
-def _read(source: Path | bytes) -> Instance:
-    if isinstance(source, bytes):
-        return _describe(*read_head(BytesIO(source), _EXTENT))
-    with source.open("rb") as file:
-        return _describe(*read_head(file, _EXTENT))
-
-
-def _describe(ds: Dataset, transfer_syntax_uid: str) -> Instance:
-    sop_class_uid = _required_uid(ds, "SOPClassUID")
+def _describe(head: Head, transfer_syntax_uid: str, c_store_priority: str) -> Instance:
+    sop_class_uid = _required_uid(head, "SOPClassUID")
     return Instance(
         sop_class_uid=sop_class_uid,
-        sop_instance_uid=_required_uid(ds, "SOPInstanceUID"),
-        study_instance_uid=_required_uid(ds, "StudyInstanceUID"),
-        series_instance_uid=_required_uid(ds, "SeriesInstanceUID"),
+        sop_instance_uid=_required_uid(head, "SOPInstanceUID"),
+        study_instance_uid=_required_uid(head, "StudyInstanceUID"),
+        series_instance_uid=_required_uid(head, "SeriesInstanceUID"),
         transfer_syntax_uid=transfer_syntax_uid,
-        modality=_text(ds, "Modality"),
-        patient_id=_text(ds, "PatientID"),
-        patient_id_issuer=_text(ds, "IssuerOfPatientID").upper(),
-        patient_birth_date=_text(ds, "PatientBirthDate"),
-        patient_sex=_text(ds, "PatientSex").upper(),
-        accession_number=_text(ds, "AccessionNumber"),
-        is_own_result=sop_class_uid.startswith(DOCUMENT_CLASSES) and _is_made_here(ds),
-        image_type=_texts(ds, "ImageType"),
-        presentation_intent=_text(ds, "PresentationIntentType").upper(),
-        rows=_number(ds, "Rows"),
-        columns=_number(ds, "Columns"),
-        view_position=_text(ds, "ViewPosition").upper(),
-        view_code=_code(ds, "ViewCodeSequence"),
-        patient_orientation=_texts(ds, "PatientOrientation"),
-        body_part=_text(ds, "BodyPartExamined").upper(),
-        description=f"{_text(ds, 'SeriesDescription')} {_text(ds, 'ProtocolName')}".strip().upper(),
-        series_number=_number(ds, "SeriesNumber"),
-        instance_number=_number(ds, "InstanceNumber"),
-        title=_code(ds, "ConceptNameCodeSequence"),
-        completion_flag=_text(ds, "CompletionFlag").upper(),
-        verification_flag=_text(ds, "VerificationFlag").upper(),
-        preliminary_flag=_text(ds, "PreliminaryFlag").upper(),
-        content_datetime=_text(ds, "ContentDate") + _text(ds, "ContentTime").replace(":", ""),
-        evidence=_evidence(ds),
-        evidence_studies=_evidence_studies(ds),
-        procedure_priority=_procedure_priority(ds),
+        modality=_text(head, "Modality"),
+        patient_id=_text(head, "PatientID"),
+        patient_id_issuer=_text(head, "IssuerOfPatientID").upper(),
+        patient_birth_date=_text(head, "PatientBirthDate"),
+        patient_sex=_text(head, "PatientSex").upper(),
+        accession_number=_text(head, "AccessionNumber"),
+        is_own_result=sop_class_uid.startswith(DOCUMENT_CLASSES) and _is_made_here(head),
+        image_type=_texts(head, "ImageType"),
+        presentation_intent=_text(head, "PresentationIntentType").upper(),
+        rows=_number(head, "Rows"),
+        columns=_number(head, "Columns"),
+        view_position=_text(head, "ViewPosition").upper(),
+        view_code=_code(head, "ViewCodeSequence"),
+        patient_orientation=_texts(head, "PatientOrientation"),
+        body_part=_text(head, "BodyPartExamined").upper(),
+        description=f"{_text(head, 'SeriesDescription')} {_text(head, 'ProtocolName')}".strip().upper(),
+        series_number=_number(head, "SeriesNumber"),
+        instance_number=_number(head, "InstanceNumber"),
+        title=_code(head, "ConceptNameCodeSequence"),
+        completion_flag=_text(head, "CompletionFlag").upper(),
+        verification_flag=_text(head, "VerificationFlag").upper(),
+        preliminary_flag=_text(head, "PreliminaryFlag").upper(),
+        content_datetime=_text(head, "ContentDate") + _text(head, "ContentTime").replace(":", ""),
+        evidence=_evidence(head),
+        evidence_studies=_evidence_studies(head),
+        procedure_priority=_procedure_priority(head),
+        c_store_priority=c_store_priority,
     )
 
 
-def _required_uid(ds: Dataset, keyword: str) -> str:
-    uid = _text(ds, keyword)
+def _required_uid(head: Head, keyword: str) -> str:
+    uid = _text(head, keyword)
     if not uid:
         raise InvalidInstanceError(f"it has no {keyword}")
     if not is_valid_uid(uid):
@@ -261,58 +261,72 @@ def _required_uid(ds: Dataset, keyword: str) -> str:
     return uid
 
 
-def _is_made_here(ds: Dataset) -> bool:
+def _is_made_here(head: Head) -> bool:
     """Tell by General Equipment and Contributing Equipment whether this node, or one like it, wrote the instance."""
     return any(
         _text(equipment, "Manufacturer") == MANUFACTURER
-        for equipment in (ds, *read_items(ds, "ContributingEquipmentSequence"))
+        for equipment in (head, *_items(head, "ContributingEquipmentSequence"))
     )
 
 
-def _evidence(ds: Dataset) -> tuple[str, ...]:
+def _evidence(head: Head) -> tuple[str, ...]:
     items = (
         instance
-        for study in read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
-        for series in read_items(study, "ReferencedSeriesSequence")
-        for instance in read_items(series, "ReferencedSOPSequence")
+        for study in _items(head, "CurrentRequestedProcedureEvidenceSequence")
+        for series in _items(study, "ReferencedSeriesSequence")
+        for instance in _items(series, "ReferencedSOPSequence")
     )
-    uids = (_text(one, "ReferencedSOPInstanceUID") for one in chain(items, read_items(ds, "SourceInstanceSequence")))
+    uids = (_text(one, "ReferencedSOPInstanceUID") for one in chain(items, _items(head, "SourceInstanceSequence")))
     return tuple(islice(filter(is_valid_uid, uids), MAX_REFERENCES))
 
 
-def _evidence_studies(ds: Dataset) -> tuple[str, ...]:
-    items = read_items(ds, "CurrentRequestedProcedureEvidenceSequence")
+def _evidence_studies(head: Head) -> tuple[str, ...]:
+    items = _items(head, "CurrentRequestedProcedureEvidenceSequence")
     uids = dict.fromkeys(_text(item, "StudyInstanceUID") for item in items[:MAX_REFERENCES])
-    if _text(ds, "StudyInstanceUID") in uids:
+    if _text(head, "StudyInstanceUID") in uids:
         return ()  # what else it names are comparisons: its boxes must not come onto older films
     return tuple(islice((uid for uid in uids if uid and is_valid_uid(uid)), MAX_STUDIES))
 
 
-def _procedure_priority(ds: Dataset) -> str:
+def _procedure_priority(head: Head) -> str:
     """Return Requested Procedure Priority (PS3.3 C.4.11), of the header or a request in it; else Study Priority ID."""
-    requests = [*read_items(ds, "RequestAttributesSequence"), *read_items(ds, "ReferencedRequestSequence")]
-    said = [_text(one, "RequestedProcedurePriority") for one in (ds, *requests[:MAX_VALUES])]
-    return next(filter(None, [*said, _text(ds, "StudyPriorityID")]), "").upper()
+    requests = [*_items(head, "RequestAttributesSequence"), *_items(head, "ReferencedRequestSequence")]
+    said = [_text(one, "RequestedProcedurePriority") for one in (head, *requests[:MAX_VALUES])]
+    return next(filter(None, [*said, _text(head, "StudyPriorityID")]), "").upper()
 
 
-def _code(ds: Dataset, keyword: str) -> tuple[str, str]:
-    plain = read_only_item(
-        ds._dict.get(tag_of(keyword)), _CODE_TAGS
-    )  # pydicom takes as long for it as for all the rest
-    if plain is not None and all(read_plain_text(plain, one) is not None for one in _CODE_KEYWORDS):
+def _code(head: Head, keyword: str) -> tuple[str, str]:
+    plain = read_only_item(head.elements.get(tag_of(keyword)), _CODE_TAGS)  # pydicom takes as long as for all the rest
+    if plain is not None and all(_is_plain(plain, one) for one in _CODE_KEYWORDS):
         items = [plain]
     else:
-        items = read_items(ds, keyword)
+        items = _items(head, keyword)
     return (_text(items[0], "CodeValue"), _text(items[0], "CodingSchemeDesignator")) if items else ("", "")
 
 
-def _text(ds: Dataset, keyword: str) -> str:
-    plain = read_plain_text(ds, keyword)
-    return _clean(read_text(ds, keyword)) if plain is None else plain[:MAX_TEXT].strip()
+def _is_plain(head: Head, keyword: str) -> bool:
+    element = head.elements.get(tag_of(keyword))
+    return element is None or read_plain_text(element, keyword) is not None
 
 
-def _texts(ds: Dataset, keyword: str) -> tuple[str, ...]:
-    value = read_plain_codes(ds, keyword) or read_value(ds, keyword)
+def _items(head: Head, keyword: str) -> list[Head]:
+    is_there = tag_of(keyword) in head.elements
+    return [Head.of(item) for item in read_items(head.dataset, keyword)] if is_there else []
+
+
+def _text(head: Head, keyword: str) -> str:
+    element = head.elements.get(tag_of(keyword))
+    if element is None:
+        return ""
+    plain = read_plain_text(element, keyword)
+    return _clean(read_text(head.dataset, keyword)) if plain is None else plain[:MAX_TEXT].strip()
+
+
+def _texts(head: Head, keyword: str) -> tuple[str, ...]:
+    element = head.elements.get(tag_of(keyword))
+    if element is None:
+        return ()
+    value = read_plain_codes(element, keyword) or read_value(head.dataset, keyword)
     if not value:
         return ()
     values = [value] if isinstance(value, str) else list(value)[:MAX_VALUES]
@@ -324,7 +338,10 @@ def _clean(text: str) -> str:
     return _CONTROL.sub("", text[:MAX_TEXT]).encode("utf-8", "replace").decode().strip()
 
 
-def _number(ds: Dataset, keyword: str) -> int | None:
-    plain = read_plain_number(ds, keyword)
-    value = read_number(ds, keyword) if plain is None else plain
+def _number(head: Head, keyword: str) -> int | None:
+    element = head.elements.get(tag_of(keyword))
+    if element is None:
+        return None
+    plain = read_plain_number(element, keyword)
+    value = read_number(head.dataset, keyword) if plain is None else plain
     return int(value) if value is not None and abs(value) < 2**31 else None

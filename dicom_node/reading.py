@@ -187,16 +187,17 @@ class PduReader:
         All but small C-STOREs returns to the association's own thread.
         """
         try:
+            is_on = self._is_quiet
             for _ in range(AHEAD):
-                if not self._is_quiet or self._is_large:
+                if not is_on or self._is_next_other:
                     break
                 if not self._has_pdu:
                     self._fill()
-                elif self._is_next_other:
-                    break
                 elif (request := self._take_in()) is not None:
                     self._is_busy = True
                     return request
+                else:
+                    is_on = self._is_quiet and not self._is_large
         except WOULD_BLOCK:
             return None
         except OSError:

@@ -9,6 +9,7 @@ import struct
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,7 +72,7 @@ class Spool:
         self._files = files
         self._uids = (sop_class_uid, sop_instance_uid, transfer_syntax_uid)
         self._digest = hashlib.sha256()
-        self._held = bytearray()
+        self._held = BytesIO()
         self._file: BinaryIO | None = None
         self._remove: weakref.finalize[..., Any] | None = None
         self._unchecked = 0
@@ -87,14 +88,15 @@ class Spool:
         return self.size > SMALL_BYTES
 
     @property
-    def source(self) -> Path | bytes:
+    def source(self) -> Path | BinaryIO:
         """What came, as a DICOM file; call it when all has come. Raises what a write raised, or where nothing came."""
         if self.error is not None:
             raise self.error
         if self.size == 0:
             raise InvalidInstanceError("the request has no dataset")
         if self._file is None:
-            return bytes(self._held)
+            self._held.seek(0)
+            return self._held
         self._file.flush()
         assert self.path is not None
         return self.path
@@ -137,7 +139,7 @@ class Spool:
 
     def discard(self) -> None:
         """Remove what came, unless it was released."""
-        self._held.clear()
+        self._held = BytesIO()
         if self._file is not None:
             with contextlib.suppress(OSError):  # what is not written yet may find the disk full
                 self._file.close()
@@ -148,8 +150,7 @@ class Spool:
     def _append(self, fragment: bytes | memoryview) -> None:
         if self.size == 0:
             self._files.check_space()
-            self._held += encode_head(*self._uids)
-            self.size = len(self._held)
+            self.size = self._held.write(encode_head(*self._uids))
         if self.size + len(fragment) > self._files.max_bytes:
             raise InvalidInstanceError(f"it has more than {self._files.max_bytes} bytes (receiver.max_instance_bytes)")
         self._unchecked += len(fragment)
@@ -159,7 +160,7 @@ class Spool:
         if self._file is None and self.size + len(fragment) > HELD_BYTES:
             self._make_file()
         if self._file is None:
-            self._held += fragment
+            self._held.write(fragment)
         else:
             self._file.write(fragment)
         self._digest.update(fragment)
@@ -169,8 +170,8 @@ class Spool:
         self._file = self._files.receive()
         self.path = Path(self._file.name)
         self._remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
-        self._file.write(self._held)
-        self._held = bytearray()
+        self._file.write(self._held.getbuffer())
+        self._held = BytesIO()
 
 
 def encode_head(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from dicom_node.door import Door, caller_of, calling_ae_title, visit_of
 from dicom_node.errors import InvalidInstanceError
-from dicom_node.instance import Instance, read_instance, with_c_store_priority
+from dicom_node.instance import Instance, read_instance
 from dicom_node.logs import log_event
 from dicom_node.pdata import Command
 from dicom_node.queries import DATABASE_ERRORS, Arrival, Recorded
@@ -120,7 +120,7 @@ def _attempt(act: Callable[..., Outcome], *arguments: Any) -> Outcome | Exceptio
 
 def _examine(door: Door, request: StoreRequest) -> Arrival | Recorded:
     """Read who an instance is. Raises what `STORE_STATUS` lists."""
-    instance = with_c_store_priority(read_instance(request.spool.source), request.command.priority)
+    instance = read_instance(request.spool.source, request.command.priority)
     _check_request(request.command, instance)
     if instance.is_own_result:
         return Recorded("own")

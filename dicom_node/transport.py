@@ -130,7 +130,8 @@ class ReceivingServer(ThreadedAssociationServer):
     def visit_of(self, association: Association) -> Visit:
         """Return what is known of an association."""
         with self._lock:
-            return self._visits.setdefault(association, Visit())
+            visit = self._visits.get(association)
+            return visit if visit is not None else self._visits.setdefault(association, Visit())
 
     def note_visit(self, association: Association, visit: Visit) -> None:
         """Keep what is known of a connection that may become an association."""

@@ -197,8 +197,8 @@ def test_a_bug_is_answered_and_the_others_are_filed(
 ) -> None:
     read = storing.read_instance
 
-    def fail(source: Path | bytes) -> Any:
-        instance = read(source)
+    def fail(*arguments: Any) -> Any:
+        instance = read(*arguments)
         if instance.instance_number == 2:
             raise ZeroDivisionError
         return instance

@@ -38,7 +38,6 @@ from dicom_node.instance import (
     MAX_REFERENCES,
     Instance,
     read_instance,
-    with_c_store_priority,
 )
 from tests.builders import (
     CR_STORAGE,
@@ -488,5 +487,5 @@ def test_the_priority_of_the_order_is_read(ds: Dataset, priority: str) -> None:
 
 @pytest.mark.parametrize(("value", "priority"), [(0, "MEDIUM"), (1, "HIGH"), (2, "LOW"), (7, "")])
 def test_the_priority_of_a_store_is_kept_with_the_instance(value: int, priority: str) -> None:
-    instance = with_c_store_priority(read_instance(encode(make_cxr_dataset())), value)
+    instance = read_instance(encode(make_cxr_dataset()), value)
     assert Instance.from_facts(instance.facts()).c_store_priority == priority
