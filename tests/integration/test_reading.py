@@ -267,9 +267,9 @@ def test_an_association_that_stores_slowly_is_not_idle(
     node.settings = node.settings.model_copy(update={"receiver": impatient})
     read = storing.read_instance
 
-    def read_slowly(path: Path) -> Instance:
+    def read_slowly(*arguments: Any) -> Instance:
         threading.Event().wait(2.5)
-        return read(path)
+        return read(*arguments)
 
     monkeypatch.setattr(storing, "read_instance", read_slowly)
     node.start()
