@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom.dimse import _RSP_TO_MESSAGE
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
 
@@ -19,6 +21,7 @@ DATA, RELEASE_ASKED, RELEASED, ABORTED = 4, 5, 6, 7
 """Types of PDUs; 0 is the end of the connection."""
 
 WITHIN_S = 10.0
+MAX_PDU = 16382
 
 
 class Conversation:
@@ -47,6 +50,22 @@ class Conversation:
         while seen[-1] not in (0, *kinds):
             seen.append(self.receive()[0])
         return seen
+
+    def receive_request(self) -> tuple[int, Any]:
+        """Receive a request; return the presentation context that it came in, and what it says."""
+        message = DIMSEMessage()
+        while True:
+            pdu = P_DATA_TF()
+            pdu.decode(self.receive()[1])
+            if message.decode_msg(pdu.to_primitive()):
+                return int(message.context_id or 0), message.message_to_primitive()
+
+    def answer(self, context_id: int, *answers: Any) -> None:
+        """Send answers, which need not be to what was asked."""
+        for answer in answers:
+            made = _RSP_TO_MESSAGE[type(answer)]()
+            made.primitive_to_message(answer)
+            self.send(*(bytes(P_DATA_TF(part).encode()) for part in made.encode_msg(context_id, MAX_PDU)))
 
 
 class Acceptor:
@@ -104,11 +123,3 @@ class Acceptor:
         primitive.presentation_context_definition_results_list = primitive.presentation_context_definition_list
         primitive.presentation_context_definition_list = []
         return bytes(A_ASSOCIATE_AC(primitive).encode())
-
-
-def message(primitive: object, of: type[DIMSEMessage], context_id: int) -> bytes:
-    """Return the P-DATA-TF PDUs of a DIMSE message."""
-    made = of()
-    made.primitive_to_message(primitive)
-    made.context_id = context_id
-    return b"".join(bytes(P_DATA_TF(one).encode()) for one in made.encode_msg(context_id, 16384))

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.uid import UID
-from pynetdicom.dimse_primitives import C_ECHO, C_STORE, N_ACTION
 from pynetdicom.events import Event
 
-from dicom_node import requestor, scu
+from dicom_node import scu
 from dicom_node.config import DestinationSettings
 from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
@@ -230,20 +228,3 @@ def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pac
     assert lane.deliver("1") == ["DELIVERED"]
     pacs.misbehave = lambda _: 0xC000
     assert lane.deliver("2") == ["FAILED"]
-
-
-@pytest.mark.parametrize(
-    ("kind", "number", "uid", "counts"),
-    [
-        (C_STORE, 7, "1.2.3", True), (C_STORE, 7, None, True), (C_STORE, 6, "1.2.3", False),
-        (C_STORE, 7, "1.2.4", False), (C_ECHO, 7, None, False), (N_ACTION, 7, "1.2.3", False),
-    ],
-)  # fmt: skip
-def test_only_the_answer_to_a_request_counts(kind: Any, number: int, uid: str | None, counts: bool) -> None:
-    request: Any = C_STORE()
-    request.MessageID, request.AffectedSOPInstanceUID = 7, UID("1.2.3")
-    answer = kind()
-    answer.MessageIDBeingRespondedTo, answer.Status = number, 0x0000
-    if uid is not None:
-        answer.AffectedSOPInstanceUID = UID(uid)
-    assert requestor._is_answer(answer, request) is counts

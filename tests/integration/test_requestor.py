@@ -5,20 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
+from pynetdicom.dimse_primitives import C_FIND, C_STORE, N_ACTION
+from pynetdicom.dsutils import encode
 
-from dicom_node.scu import VERIFICATION, Archive, connect
+from dicom_node.commitment import PUSH_MODEL
+from dicom_node.errors import TransientError
+from dicom_node.scu import STUDY_ROOT_FIND, VERIFICATION, Archive, Candidate, connect, echo
 from tests.acceptance.peers import wait_until
-from tests.acceptor import RELEASE_RP, RELEASE_RQ, RELEASED, Acceptor, Conversation
+from tests.acceptor import ABORTED, RELEASE_RP, RELEASE_RQ, RELEASED, Acceptor, Conversation
+from tests.builders import make_report_dataset, write
+from tests.fakes import COMPREHENSIVE_SR
 
 AT_ONCE_S = 10
 """Far less than `requestor.ANSWER_TIMEOUT_S`, which whoever is not told waits for."""
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _no_trace(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No test leaves a thread behind, takes long, or has pynetdicom note an error."""
     threads, began = threading.active_count(), time.monotonic()
     with caplog.at_level(logging.ERROR):
@@ -65,7 +76,7 @@ def confirm_before_asking(peer: Conversation) -> None:
 
 
 @pytest.mark.parametrize("talk", [confirm_afterwards, confirm_at_once, confirm_before_asking])
-def test_releases_that_cross_end_the_association_quietly(talk) -> None:
+def test_releases_that_cross_end_the_association_quietly(talk: Callable[[Conversation], None]) -> None:
     with Acceptor(talk) as peer, connect(peer.destination, [VERIFICATION], "KNOWMVG") as archive:
         pass
     assert archive._association.is_released
@@ -101,3 +112,146 @@ def test_a_peer_that_hangs_up_where_releases_cross_is_let_go() -> None:
     with Acceptor(leave) as peer, connect(peer.destination, [VERIFICATION], "KNOWMVG") as archive:
         pass
     assert not archive.is_open
+
+
+# ---- answers to what was not asked -----------------------------------------------------------------------------------
+
+FIND_NOTHING = Candidate("1.2", "1.3", "1.4", Path("none").open)
+
+
+def make_answer(kind: Any, number: int, status: int = 0x0000, **shown: str) -> Any:
+    answer = kind()
+    answer.MessageIDBeingRespondedTo, answer.Status = number, status
+    if shown:
+        identifier = Dataset()
+        identifier.update(shown)
+        answer.Identifier = BytesIO(encode(identifier, False, True) or b"")
+    return answer
+
+
+def test_an_answer_to_a_query_counts_by_its_number() -> None:
+    def show(peer: Conversation) -> None:
+        context_id, asked = peer.receive_request()
+        found = make_answer(C_FIND, asked.MessageID, 0xFF00, SOPInstanceUID="1.3")
+        peer.answer(context_id, found, make_answer(C_FIND, asked.MessageID))
+        peer.receive()
+        peer.send(RELEASE_RP)
+
+    with Acceptor(show) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        assert archive.find("1.1", FIND_NOTHING) == "present"
+        assert archive.is_open
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        lambda number: make_answer(C_FIND, number - 1, 0xFF00, SOPInstanceUID="1.3"),
+        lambda number: make_answer(C_FIND, number - 1),
+        lambda number: make_answer(C_STORE, number),
+    ],
+)
+def test_an_answer_to_something_else_is_none_to_a_query(stale: Callable[[int], Any]) -> None:
+    def talk(peer: Conversation) -> None:
+        context_id, asked = peer.receive_request()
+        peer.answer(context_id, stale(asked.MessageID), make_answer(C_FIND, asked.MessageID))
+        assert peer.receive_until(ABORTED)[-1] in (0, ABORTED)
+
+    with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        assert archive.find("1.1", FIND_NOTHING) == "unknown"
+        assert not archive.is_open
+
+
+def test_a_stale_answer_among_those_to_a_query_makes_them_all_count_for_nothing() -> None:
+    def talk(peer: Conversation) -> None:
+        context_id, asked = peer.receive_request()
+        found = make_answer(C_FIND, asked.MessageID, 0xFF00, SOPInstanceUID="1.3")
+        peer.answer(context_id, found, make_answer(C_FIND, asked.MessageID + 1))
+        peer.receive_until(ABORTED)
+
+    with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        assert archive.find("1.1", FIND_NOTHING) == "unknown"
+
+
+@pytest.mark.parametrize(("kind", "behind"), [(N_ACTION, 1), (C_STORE, 0), (C_FIND, 0)])
+def test_an_answer_to_something_else_is_none_to_a_request_for_commitment(kind: Any, behind: int) -> None:
+    def talk(peer: Conversation) -> None:
+        context_id, asked = peer.receive_request()
+        peer.answer(context_id, make_answer(kind, asked.MessageID - behind))
+        assert peer.receive_until(ABORTED)[-1] in (0, ABORTED)
+
+    with Acceptor(talk) as peer, connect(peer.destination, [PUSH_MODEL], "KNOWMVG") as archive:
+        assert archive.ask_commitment("1.2.3", [("1.2", "1.3")]) is None
+        assert not archive.is_open
+
+
+def test_an_answer_to_something_else_is_none_to_an_echo() -> None:
+    def talk(peer: Conversation) -> None:
+        context_id, asked = peer.receive_request()
+        peer.answer(context_id, make_answer(N_ACTION, asked.MessageID))
+        peer.receive_until(ABORTED)
+
+    with Acceptor(talk) as peer, pytest.raises(TransientError, match="no answer"):
+        echo(peer.destination, "KNOWMVG")
+
+
+def test_an_answer_that_nothing_was_asked_for_ends_the_association() -> None:
+    def talk(peer: Conversation) -> None:
+        peer.answer(1, make_answer(C_FIND, 1))
+        assert peer.receive_until(ABORTED)[-1] == ABORTED
+
+    with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        wait_until(lambda: not archive.is_open, "the association to be ended", 5)
+
+
+def test_an_answer_that_came_before_the_question_is_none() -> None:
+    def talk(peer: Conversation) -> None:
+        peer.answer(1, make_answer(C_FIND, 1))
+        assert peer.receive_until(ABORTED)[-1] == ABORTED
+
+    with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        hold(archive)
+        wait_until(lambda: not archive._association.dimse.msg_queue.empty(), "the answer", 5)
+        assert archive.find("1.1", FIND_NOTHING) == "unknown"
+
+
+# ---- a release that crosses a request of ours ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Candidate:
+    ds = make_report_dataset(sop_class_uid=COMPREHENSIVE_SR)
+    path = write(ds, tmp_path / "1.dcm")
+    return Candidate(COMPREHENSIVE_SR, ds.SOPInstanceUID, ds.SeriesInstanceUID, partial(path.open, "rb"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "nothing"),
+    [
+        (lambda archive, candidate: archive.store(candidate), None),
+        (lambda archive, candidate: archive.find("1.1", candidate), "unknown"),
+        (lambda archive, _: archive.ask_commitment("1.2.3", [("1.2", "1.3")]), None),
+    ],
+)
+def test_a_release_that_crosses_a_request_wakes_who_waits_for_its_answer(
+    candidate: Candidate, ask: Callable[[Archive, Candidate], object], nothing: object
+) -> None:
+    def talk(peer: Conversation) -> None:
+        peer.receive_request()
+        peer.send(RELEASE_RQ)
+        assert peer.receive_until() == [RELEASED, 0]
+
+    classes = [COMPREHENSIVE_SR, STUDY_ROOT_FIND, PUSH_MODEL]
+    with Acceptor(talk) as peer, connect(peer.destination, classes, "KNOWMVG") as archive:
+        assert ask(archive, candidate) == nothing
+        assert not archive.is_open
+
+
+def test_a_release_that_came_between_the_look_and_the_request_wakes_as_well(candidate: Candidate) -> None:
+    def talk(peer: Conversation) -> None:
+        peer.send(RELEASE_RQ)
+        assert peer.receive_until() == [RELEASED, 0]
+
+    with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
+        archive._association.acse.is_release_requested = lambda: False  # its thread has not looked yet
+        await_state(archive, "Sta8")
+        assert archive._find(Dataset(), candidate.sop_instance_uid) == "unknown"  # `find` would have looked
