@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from pynetdicom.events import Event
+from sqlalchemy import select
 
 from dicom_node import scu
 from dicom_node.config import DestinationSettings
+from dicom_node.tables import JobRow
 from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
 from tests.integration.test_deliver import store_study
@@ -39,10 +41,20 @@ class Lane:
     def deliver(self, *studies: str) -> list[str]:
         """Have studies delivered one after the other; return the states of their jobs."""
         jobs = [store_study(self.rig, study) for study in studies]
-        self.rig.sweep(seconds=QUIET_S)
+        self.settle(seconds=QUIET_S)
+        return [self.rig.job(job)["state"] for job in jobs]
+
+    def settle(self, **later: float) -> None:
+        """Sweep, and have done what is due."""
+        self.rig.sweep(**later)
         while self.rig.rings:
             self.rig.run(*self.rig.rings.pop(0), connect=self.lines.connect)
-        return [self.rig.job(job)["state"] for job in jobs]
+
+    def confirmed_by(self) -> list[set[str | None]]:
+        """Return of each job in turn how its results were confirmed."""
+        with self.rig.sessions() as session:
+            jobs = session.scalars(select(JobRow.job_id).order_by(JobRow.job_id)).all()
+        return [{one["confirmed_by"] for one in self.rig.job(job)["deliveries"]} for job in jobs]
 
 
 @pytest.fixture
@@ -228,3 +240,84 @@ def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pac
     assert lane.deliver("1") == ["DELIVERED"]
     pacs.misbehave = lambda _: 0xC000
     assert lane.deliver("2") == ["FAILED"]
+
+
+# ---- confirmations on an association that served others --------------------------------------------------------------
+
+
+def is_first(event: Event, study: str, first: dict[Any, str]) -> bool:
+    """Tell whether a study is the one that an association served first."""
+    return first.setdefault(event.assoc, study) == study
+
+
+@pytest.mark.parametrize("status", [0x0122, 0xA900, 0xA700, 0xC001])
+def test_a_query_that_a_used_association_refuses_is_asked_on_a_new_one(lane: Lane, pacs: FakePacs, status: int) -> None:
+    """Else its C-STORE response would count: it would pass for an archive that answers no query."""
+    first: dict[Any, str] = {}
+
+    def refuse(event: Event) -> None:
+        pacs.find_status = 0x0000 if is_first(event, event.identifier.StudyInstanceUID, first) else status
+
+    pacs.misread = refuse
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    assert lane.confirmed_by() == [{"query"}] * 3
+    assert set(pacs.stores.values()) == {1}
+    assert len(first) == 3
+
+
+def test_what_a_used_association_refuses_too_late_to_ask_anew_is_not_confirmed_by_its_store_status(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
+    first: dict[Any, str] = {}
+
+    def refuse(event: Event) -> None:
+        pacs.find_status = 0x0000 if is_first(event, event.identifier.StudyInstanceUID, first) else 0x0122
+
+    pacs.misread = refuse
+    assert lane.deliver("1", "2") == ["DELIVERED", "WRITTEN"]
+    assert lane.confirmed_by() == [{"query"}, {None}]
+    assert "did not confirm" in lane.rig.job(2)["failure"]
+
+
+def test_what_a_used_association_does_not_show_is_not_sent_again(lane: Lane, pacs: FakePacs) -> None:
+    first: dict[Any, str] = {}
+
+    def show_one(event: Event) -> None:
+        pacs.shows = is_first(event, event.identifier.StudyInstanceUID, first)
+
+    pacs.commits = "never"
+    pacs.stop()
+    pacs.start()
+    assert lane.deliver("1", "2") == ["WRITTEN"] * 2
+    lane.lines.close()
+    pacs.misread = show_one
+    lane.settle(seconds=lane.rig.settings.destinations[0].report_within_s)
+    assert lane.confirmed_by() == [{"query"}] * 2
+    assert set(pacs.stores.values()) == {1}
+
+
+def test_an_archive_that_takes_a_while_to_show_what_came_is_still_sent_it_on_one_association(
+    lane: Lane, pacs: FakePacs
+) -> None:
+    pacs.shows = False
+    assert lane.deliver("1", "2", "3") == ["WRITTEN"] * 3
+    assert len(lane.associations) == 1
+
+
+def test_a_request_for_commitment_that_a_used_association_refuses_is_made_on_a_new_one(
+    lane: Lane, pacs: FakePacs
+) -> None:
+    asked, handle = list[Any](), pacs._handle_action
+
+    def refuse(event: Event) -> Any:
+        pacs.commit_status = 0x0213 if event.assoc in asked else 0x0000
+        asked.append(event.assoc)
+        return handle(event)
+
+    pacs._handle_action, pacs.commits = refuse, "same"  # type: ignore[method-assign]
+    pacs.stop()
+    pacs.start()
+    assert lane.deliver("1", "2") == ["DELIVERED"] * 2
+    assert lane.confirmed_by() == [{"commitment"}] * 2
+    assert len(asked) == 3 and len(set(asked)) == 2
