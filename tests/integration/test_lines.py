@@ -22,6 +22,14 @@ from workers import deliver, lines
 from workers.lanes import Lanes
 from workers.lines import Lines
 
+IDLE_S = lines.IDLE_S
+
+
+@pytest.fixture(autouse=True)
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has much to do may take longer from one dispatch to the next than an association is kept."""
+    monkeypatch.setattr(lines, "IDLE_S", 5.0)
+
 
 class Lane:
     """A node whose deliveries share associations in this thread, and an archive that notes them."""
@@ -92,8 +100,62 @@ def test_storage_commitment_confirms_on_a_shared_association(tmp_path: Path, pac
 def test_an_association_is_not_shared_for_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "LONGEST_S", 0.0)
     assert lane.deliver("1", "2") == ["DELIVERED"] * 2
-    first, second = lane.associations
-    assert first.is_released and not second.is_released
+    assert len(lane.associations) == 2
+    wait_until(lambda: all(one.is_released for one in lane.associations), "both to be released, with no further use", 3)
+
+
+def test_an_association_whose_time_runs_out_between_two_uses_is_released_then(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST_S", 1.0)
+    monkeypatch.setattr(lines, "IDLE_S", 60.0)
+    with lane.lines.connect(_destination(pacs), [scu.COMPREHENSIVE_SR], "KNOWMVG") as archive:
+        pass
+    assert archive.is_open
+    wait_until(lambda: not archive.is_open, "its time to run out", 5)
+
+
+def test_an_association_that_nobody_uses_is_released_though_its_thread_is_busy(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a thread that waits for the database to keep what it did."""
+    monkeypatch.setattr(lines, "IDLE_S", IDLE_S)
+    assert lane.deliver("1") == ["DELIVERED"]
+    wait_until(lambda: lane.associations[0].is_released, "the association to be released", 3)
+    assert lane.deliver("2") == ["DELIVERED"]
+    assert len(lane.associations) == 2
+
+
+def test_an_association_that_nobody_uses_is_released_though_its_lane_is_rung_all_the_time(
+    pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "IDLE_S", IDLE_S)
+    kept, archives, stop = Lines(scu.connect), list[scu.Archive](), threading.Event()
+    lanes = Lanes(60, lambda work: work(), kept.close)
+    pacs.start()
+
+    def work() -> None:
+        with kept.connect(_destination(pacs), [scu.COMPREHENSIVE_SR], "KNOWMVG") as archive:
+            archives.append(archive)
+
+    def ring() -> None:
+        while not stop.wait(IDLE_S / 5):
+            lanes.submit("a", "not due", lambda: None)
+
+    lanes.submit("a", "due", work)
+    ringing = threading.Thread(target=ring)
+    ringing.start()
+    wait_until(lambda: archives and not archives[0].is_open, "the association to be released", 5)
+    stop.set()
+    ringing.join()
+    lanes.stop(5)
+
+
+def test_an_association_that_is_closed_as_it_is_wanted_is_followed_by_another(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "IDLE_S", 0.0)
+    assert lane.deliver("1", "2", "3", "4", "5") == ["DELIVERED"] * 5
 
 
 def test_an_archive_that_ends_associations_between_studies_is_delivered_to(lane: Lane, pacs: FakePacs) -> None:
