@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom.dimse import _RSP_TO_MESSAGE
+from pynetdicom.dimse import _RQ_TO_MESSAGE, _RSP_TO_MESSAGE
 from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ, P_DATA_TF
 
@@ -51,8 +51,8 @@ class Conversation:
             seen.append(self.receive()[0])
         return seen
 
-    def receive_request(self) -> tuple[int, Any]:
-        """Receive a request; return the presentation context that it came in, and what it says."""
+    def receive_message(self) -> tuple[int, Any]:
+        """Receive a message; return the presentation context that it came in, and what it says."""
         message = DIMSEMessage()
         while True:
             pdu = P_DATA_TF()
@@ -60,11 +60,12 @@ class Conversation:
             if message.decode_msg(pdu.to_primitive()):
                 return int(message.context_id or 0), message.message_to_primitive()
 
-    def answer(self, context_id: int, *answers: Any) -> None:
-        """Send answers, which need not be to what was asked."""
-        for answer in answers:
-            made = _RSP_TO_MESSAGE[type(answer)]()
-            made.primitive_to_message(answer)
+    def say(self, context_id: int, *messages: Any) -> None:
+        """Send requests and answers, which need not be to what was asked."""
+        for message in messages:
+            kinds: Any = _RQ_TO_MESSAGE if message.MessageIDBeingRespondedTo is None else _RSP_TO_MESSAGE
+            made = kinds[type(message)]()
+            made.primitive_to_message(message)
             self.send(*(bytes(P_DATA_TF(part).encode()) for part in made.encode_msg(context_id, MAX_PDU)))
 
 

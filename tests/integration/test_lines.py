@@ -13,7 +13,8 @@ from sqlalchemy import select
 
 from dicom_node import scu
 from dicom_node.config import DestinationSettings
-from dicom_node.tables import JobRow
+from dicom_node.errors import AbsentError
+from dicom_node.tables import DestinationRow, JobRow
 from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
 from tests.integration.test_deliver import store_study
@@ -94,6 +95,18 @@ def test_storage_commitment_confirms_on_a_shared_association(tmp_path: Path, pac
     lane = Lane(tmp_path, pacs)
     assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
     assert len(lane.associations) == 1
+    lane.lines.close()
+
+
+def test_the_second_of_two_reports_on_one_association_is_answered_and_counted(tmp_path: Path, pacs: FakePacs) -> None:
+    pacs.commits = "same"
+    lane = Lane(tmp_path, pacs)
+    assert lane.deliver("1", "2") == ["DELIVERED"] * 2
+    wait_until(lambda: len(pacs.reports) == 2, "the answers to both reports", 5)
+    assert pacs.reports == [0x0000, 0x0000]
+    assert len(lane.associations) == 1
+    samples = lane.rig.resources.recorder.samples()
+    assert samples["knowmvg_deliveries", "archive0", "commitment"] == (2.0,)
     lane.lines.close()
 
 
@@ -296,6 +309,45 @@ def test_what_a_used_association_refuses_too_late_to_begin_anew_is_tried_later(
     monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
     refuse_once_used(lane, pacs, aborts=False)
     assert lane.deliver("1", "2") == ["DELIVERED", "WRITTEN"]
+
+
+def test_what_a_used_association_breaks_off_at_too_late_to_begin_anew_is_tried_later(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
+
+    def break_off(event: Event) -> None:
+        lane.note(event)
+        if event.assoc is lane.associations[0]:
+            event.assoc.abort()
+
+    pacs.misbehave = break_off  # type: ignore[assignment]
+    assert lane.deliver("2") == ["WRITTEN"]
+    assert len(lane.associations) == 1
+    lane.rig.settle(seconds=60)
+    assert lane.rig.job(2)["state"] == "DELIVERED"
+
+
+def test_a_used_association_that_is_gone_is_no_contact_with_the_archive(lane: Lane, pacs: FakePacs) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    before = load_destination(lane)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise AbsentError("archive0 cannot be reached")
+
+    pacs.misbehave = lambda event: event.assoc.abort()  # type: ignore[func-returns-value]
+    lane.lines._connect = away
+    assert lane.deliver("2") == ["WRITTEN"]
+    after = load_destination(lane)
+    assert before.last_contact_at is not None and after.last_contact_at == before.last_contact_at
+    assert (before.failures, after.failures) == (0, 1)
+    assert after.hold_until is not None
+
+
+def load_destination(lane: Lane) -> DestinationRow:
+    with lane.rig.sessions() as session:
+        return session.get_one(DestinationRow, "archive0")
 
 
 def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pacs: FakePacs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -13,14 +13,16 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pynetdicom.dimse_primitives import C_FIND, C_STORE, N_ACTION
-from pynetdicom.dsutils import encode
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.dimse_primitives import C_FIND, C_STORE, N_ACTION, N_EVENT_REPORT
+from pynetdicom.dsutils import decode, encode
+from pynetdicom.pdu_primitives import P_DATA
 
-from dicom_node.commitment import PUSH_MODEL
+from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicom_node.errors import TransientError
 from dicom_node.scu import STUDY_ROOT_FIND, VERIFICATION, Archive, Candidate, connect, echo
 from tests.acceptance.peers import wait_until
-from tests.acceptor import ABORTED, RELEASE_RP, RELEASE_RQ, RELEASED, Acceptor, Conversation
+from tests.acceptor import ABORTED, RELEASE_ASKED, RELEASE_RP, RELEASE_RQ, RELEASED, Acceptor, Conversation
 from tests.builders import make_report_dataset, write
 from tests.fakes import COMPREHENSIVE_SR
 
@@ -131,9 +133,9 @@ def make_answer(kind: Any, number: int, status: int = 0x0000, **shown: str) -> A
 
 def test_an_answer_to_a_query_counts_by_its_number() -> None:
     def show(peer: Conversation) -> None:
-        context_id, asked = peer.receive_request()
+        context_id, asked = peer.receive_message()
         found = make_answer(C_FIND, asked.MessageID, 0xFF00, SOPInstanceUID="1.3")
-        peer.answer(context_id, found, make_answer(C_FIND, asked.MessageID))
+        peer.say(context_id, found, make_answer(C_FIND, asked.MessageID))
         peer.receive()
         peer.send(RELEASE_RP)
 
@@ -152,8 +154,8 @@ def test_an_answer_to_a_query_counts_by_its_number() -> None:
 )
 def test_an_answer_to_something_else_is_none_to_a_query(stale: Callable[[int], Any]) -> None:
     def talk(peer: Conversation) -> None:
-        context_id, asked = peer.receive_request()
-        peer.answer(context_id, stale(asked.MessageID), make_answer(C_FIND, asked.MessageID))
+        context_id, asked = peer.receive_message()
+        peer.say(context_id, stale(asked.MessageID), make_answer(C_FIND, asked.MessageID))
         assert peer.receive_until(ABORTED)[-1] in (0, ABORTED)
 
     with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
@@ -163,9 +165,9 @@ def test_an_answer_to_something_else_is_none_to_a_query(stale: Callable[[int], A
 
 def test_a_stale_answer_among_those_to_a_query_makes_them_all_count_for_nothing() -> None:
     def talk(peer: Conversation) -> None:
-        context_id, asked = peer.receive_request()
+        context_id, asked = peer.receive_message()
         found = make_answer(C_FIND, asked.MessageID, 0xFF00, SOPInstanceUID="1.3")
-        peer.answer(context_id, found, make_answer(C_FIND, asked.MessageID + 1))
+        peer.say(context_id, found, make_answer(C_FIND, asked.MessageID + 1))
         peer.receive_until(ABORTED)
 
     with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
@@ -175,8 +177,8 @@ def test_a_stale_answer_among_those_to_a_query_makes_them_all_count_for_nothing(
 @pytest.mark.parametrize(("kind", "behind"), [(N_ACTION, 1), (C_STORE, 0), (C_FIND, 0)])
 def test_an_answer_to_something_else_is_none_to_a_request_for_commitment(kind: Any, behind: int) -> None:
     def talk(peer: Conversation) -> None:
-        context_id, asked = peer.receive_request()
-        peer.answer(context_id, make_answer(kind, asked.MessageID - behind))
+        context_id, asked = peer.receive_message()
+        peer.say(context_id, make_answer(kind, asked.MessageID - behind))
         assert peer.receive_until(ABORTED)[-1] in (0, ABORTED)
 
     with Acceptor(talk) as peer, connect(peer.destination, [PUSH_MODEL], "KNOWMVG") as archive:
@@ -186,8 +188,8 @@ def test_an_answer_to_something_else_is_none_to_a_request_for_commitment(kind: A
 
 def test_an_answer_to_something_else_is_none_to_an_echo() -> None:
     def talk(peer: Conversation) -> None:
-        context_id, asked = peer.receive_request()
-        peer.answer(context_id, make_answer(N_ACTION, asked.MessageID))
+        context_id, asked = peer.receive_message()
+        peer.say(context_id, make_answer(N_ACTION, asked.MessageID))
         peer.receive_until(ABORTED)
 
     with Acceptor(talk) as peer, pytest.raises(TransientError, match="no answer"):
@@ -196,7 +198,7 @@ def test_an_answer_to_something_else_is_none_to_an_echo() -> None:
 
 def test_an_answer_that_nothing_was_asked_for_ends_the_association() -> None:
     def talk(peer: Conversation) -> None:
-        peer.answer(1, make_answer(C_FIND, 1))
+        peer.say(1, make_answer(C_FIND, 1))
         assert peer.receive_until(ABORTED)[-1] == ABORTED
 
     with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
@@ -205,7 +207,7 @@ def test_an_answer_that_nothing_was_asked_for_ends_the_association() -> None:
 
 def test_an_answer_that_came_before_the_question_is_none() -> None:
     def talk(peer: Conversation) -> None:
-        peer.answer(1, make_answer(C_FIND, 1))
+        peer.say(1, make_answer(C_FIND, 1))
         assert peer.receive_until(ABORTED)[-1] == ABORTED
 
     with Acceptor(talk) as peer, connect(peer.destination, [STUDY_ROOT_FIND], "KNOWMVG") as archive:
@@ -236,7 +238,7 @@ def test_a_release_that_crosses_a_request_wakes_who_waits_for_its_answer(
     candidate: Candidate, ask: Callable[[Archive, Candidate], object], nothing: object
 ) -> None:
     def talk(peer: Conversation) -> None:
-        peer.receive_request()
+        peer.receive_message()
         peer.send(RELEASE_RQ)
         assert peer.receive_until() == [RELEASED, 0]
 
@@ -255,3 +257,109 @@ def test_a_release_that_came_between_the_look_and_the_request_wakes_as_well(cand
         archive._association.acse.is_release_requested = lambda: False  # its thread has not looked yet
         await_state(archive, "Sta8")
         assert archive._find(Dataset(), candidate.sop_instance_uid) == "unknown"  # `find` would have looked
+
+
+# ---- what goes out ---------------------------------------------------------------------------------------------------
+
+
+def take_one(taken: list[tuple[int, Any]]) -> Callable[[Conversation], None]:
+    """Return what takes an instance and is released."""
+
+    def talk(peer: Conversation) -> None:
+        context_id, asked = peer.receive_message()
+        taken.append((context_id, asked))
+        peer.say(context_id, make_answer(C_STORE, asked.MessageID))
+        peer.receive_until(RELEASE_ASKED)
+        peer.send(RELEASE_RP)
+
+    return talk
+
+
+def test_an_answer_to_a_report_does_not_come_between_the_parts_of_a_request(candidate: Candidate) -> None:
+    answer = N_EVENT_REPORT()
+    answer.MessageIDBeingRespondedTo, answer.Status, answer.EventTypeID = 1, 0x0000, 1
+    answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID = UID(PUSH_MODEL), UID(PUSH_MODEL_INSTANCE)
+    sent: list[int] = []
+    with (
+        Acceptor(take_one([])) as peer,
+        connect(peer.destination, [COMPREHENSIVE_SR, PUSH_MODEL], "KNOWMVG") as archive,
+    ):
+        association = archive._association
+        of_report = next(one for one in association.accepted_contexts if one.abstract_syntax == PUSH_MODEL)
+        answering = threading.Thread(target=association.dimse.send_msg, args=(answer, of_report.context_id))
+        send_pdu = association.dul.send_pdu
+
+        def send(primitive: Any) -> None:
+            if isinstance(primitive, P_DATA):
+                sent.append(primitive.presentation_data_value_list[0][0])
+                if len(sent) == 1:  # the rest of it follows
+                    answering.start()
+                    answering.join(0.5)
+            send_pdu(primitive)
+
+        association.dul.send_pdu = send
+        assert archive.store(candidate) == 0x0000
+        answering.join()
+    assert len(sent) >= 3
+    assert sent.index(of_report.context_id) == len(sent) - 1
+
+
+def test_an_association_is_not_released_before_the_second_of_two_reports_is_answered() -> None:
+    answered, second = list[int](), threading.Event()
+
+    def take(report: Dataset) -> int:
+        if report.TransactionUID == "1.1":
+            assert second.wait(5)  # the second came before the first is answered
+        else:
+            second.set()
+            time.sleep(0.5)
+        return 0x0000
+
+    def talk(peer: Conversation) -> None:
+        for number in (1, 2):
+            report = N_EVENT_REPORT()
+            report.MessageID, report.EventTypeID = number, 1
+            report.AffectedSOPClassUID, report.AffectedSOPInstanceUID = UID(PUSH_MODEL), UID(PUSH_MODEL_INSTANCE)
+            transaction = Dataset()
+            transaction.TransactionUID = f"1.{number}"
+            report.EventInformation = BytesIO(encode(transaction, False, True) or b"")
+            peer.say(1, report)
+        for _ in range(2):
+            _, answer = peer.receive_message()
+            assert answer.Status == 0x0000
+            answered.append(answer.MessageIDBeingRespondedTo)
+        assert peer.receive()[0] == RELEASE_ASKED
+        peer.send(RELEASE_RP)
+
+    with Acceptor(talk) as peer, connect(peer.destination, [PUSH_MODEL], "KNOWMVG", take):
+        assert second.wait(5)
+    assert answered == [1, 2]
+
+
+def test_a_transfer_syntax_that_was_not_proposed_is_not_sent_in(candidate: Candidate) -> None:
+    def choose(_: str, proposed: Sequence[str]) -> str:
+        return ImplicitVRLittleEndian if ImplicitVRLittleEndian in proposed else ExplicitVRBigEndian
+
+    taken = list[tuple[int, Any]]()
+    with Acceptor(take_one(taken), choose) as peer, connect(peer.destination, [COMPREHENSIVE_SR], "KNOWMVG") as archive:
+        accepted = {one.context_id: one.transfer_syntax for one in archive._association.accepted_contexts}
+        assert sorted(accepted.values()) == [[ImplicitVRLittleEndian], [ExplicitVRBigEndian]]
+        assert archive.accepts(COMPREHENSIVE_SR)
+        assert archive.store(candidate) == 0x0000
+    ((context_id, asked),) = taken
+    assert accepted[context_id] == [ImplicitVRLittleEndian]
+    assert decode(asked.DataSet, True, True).SOPInstanceUID == candidate.sop_instance_uid
+
+
+@pytest.mark.parametrize("uid", [COMPREHENSIVE_SR, STUDY_ROOT_FIND, PUSH_MODEL])
+def test_who_accepts_only_what_was_not_proposed_accepts_nothing(uid: str) -> None:
+    def talk(peer: Conversation) -> None:
+        peer.receive_until(RELEASE_ASKED)
+        peer.send(RELEASE_RP)
+
+    def choose(abstract_syntax: str, _: Sequence[str]) -> str:
+        return ExplicitVRBigEndian if abstract_syntax == uid else ExplicitVRLittleEndian
+
+    classes = [COMPREHENSIVE_SR, STUDY_ROOT_FIND, PUSH_MODEL]
+    with Acceptor(talk, choose) as peer, connect(peer.destination, classes, "KNOWMVG") as archive:
+        assert [archive.accepts(one) for one in classes] == [one != uid for one in classes]
