@@ -24,6 +24,8 @@ from pynetdicom._handlers import (
 )
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import TRANSITION_TABLE
+from pynetdicom.pdu_primitives import A_RELEASE, P_DATA
 from pynetdicom.transport import AssociationServer
 
 LOOK_S = 0.05
@@ -37,17 +39,24 @@ RELEASE_ASKED = "Evt12"
 DATA_SENT, DATA_CAME = "Evt9", "Evt10"
 """Events of the state machine (PS3.8 9.2) that end nothing: their messages are waited for by who asked."""
 
+OURS = frozenset((DATA_SENT, "Evt11", "Evt14", "Evt15"))
+"""Events that something of ours is to be sent: data, a release, its confirmation, an abort."""
+
+RELEASED_EARLY = ("Evt13", "Sta9")
+"""The peer, whose request for release crossed ours, confirms ours before we confirmed its own (PS3.8 7.2.2.7)."""
+
 
 def attend(association: Association) -> None:
     """Let the threads of an association wait, before they are started; and say nothing of each PDU to a log."""
     quieten(association)
     checkpoint, bell, provider = _Checkpoint(association), _Bell(), association.dul
+    outbox = _Outbox(association, bell)
     association._reactor_checkpoint = checkpoint
-    provider.to_provider_queue = _Outbox(bell)
+    provider.to_provider_queue = outbox
     provider._run_loop_delay = 0
     provider._is_transport_event = partial(_look, provider, provider._is_transport_event, bell)  # type: ignore[method-assign]
     provider.stop_dul = partial(_stop, provider, bell)  # type: ignore[method-assign]
-    provider.run = partial(_run, provider.run, bell, checkpoint)  # type: ignore[method-assign]
+    provider.run = partial(_run, provider.run, outbox, checkpoint)  # type: ignore[method-assign]
     machine = provider.state_machine
     machine.do_action = partial(_act, association, machine.do_action, checkpoint)  # type: ignore[method-assign]
 
@@ -123,14 +132,44 @@ class _Bell:
 class _Outbox(queue.Queue[Any]):
     """What is to be sent; whoever puts something there wakes the thread that sends it."""
 
-    def __init__(self, bell: _Bell) -> None:
+    def __init__(self, association: Association, bell: _Bell) -> None:
         super().__init__()
-        self._bell = bell
+        self._association, self._bell = association, bell
+        self._is_over = False
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Put something there."""
+        """Put something there; nobody is left to wait for an answer to what cannot be sent any more."""
         super().put(item, block, timeout)
         self._bell.ring()
+        if self._is_over:
+            self._give_up_all()
+
+    def close(self) -> None:
+        """Note that the thread is gone."""
+        self._is_over = True
+        self._give_up_all()
+        self._bell.close()
+
+    def give_up(self) -> bool:
+        """Drop what is to be sent next, and tell who waits for its answer: the association ended, or ends, before.
+
+        False if there is nothing.
+        """
+        try:
+            dropped = self.get_nowait()
+        except queue.Empty:
+            return False
+        if isinstance(dropped, P_DATA):
+            self._association.dimse.msg_queue.put((None, None))
+        elif isinstance(dropped, A_RELEASE) and dropped.result is None:
+            confirmation = A_RELEASE()
+            confirmation.result = "affirmative"
+            self._association.dul.to_user_queue.put(confirmation)
+        return True
+
+    def _give_up_all(self) -> None:
+        while self.give_up():
+            pass
 
 
 def _look(provider: DULServiceProvider, look: Callable[[], bool], bell: _Bell) -> bool:
@@ -152,15 +191,25 @@ def _stop(provider: DULServiceProvider, bell: _Bell) -> bool:
     return True
 
 
-def _run(run: Callable[[], None], bell: _Bell, checkpoint: _Checkpoint) -> None:
+def _run(run: Callable[[], None], outbox: _Outbox, checkpoint: _Checkpoint) -> None:
     try:
         run()
     finally:
-        bell.close()
+        outbox.close()
         checkpoint.wake()
 
 
 def _act(association: Association, do_action: Callable[[str], None], checkpoint: _Checkpoint, event: str) -> None:
+    """Do what an event asks for; pynetdicom's thread would die of what the peer's release or abort came before."""
+    provider = association.dul
+    now = (event, provider.state_machine.current_state)
+    if now == RELEASED_EARLY:
+        provider.event_queue.put(event)  # after our confirmation, which is on its way
+        return
+    outbox: Any = provider.to_provider_queue
+    if event in OURS and (now not in TRANSITION_TABLE or outbox.empty()):
+        outbox.give_up()
+        return
     do_action(event)
     if event == RELEASE_ASKED and not checkpoint.is_set():  # of who waits for an answer, which will not come
         association.dimse.msg_queue.put((None, None))

@@ -21,7 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_STORE, N_EVENT_REPORT
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import build_context
@@ -29,6 +29,7 @@ from pynetdicom.transport import AssociationSocket
 
 from dicom_node.attending import attend
 from dicom_node.config import ClientTlsSettings
+from dicom_node.dialogue import Dialogue
 from dicom_node.errors import AbsentError
 from dicom_node.sockets import receive_exactly
 from dicom_node.tls import client_context
@@ -159,8 +160,8 @@ def open_association(
         for abstract_syntax in abstract_syntaxes
         for proposed in ([[one] for one in TRANSFER_SYNTAXES] if abstract_syntax in apart else [TRANSFER_SYNTAXES])
     ]
-    answering = _Answering()
-    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report, answering])] if on_report else []
+    dialogue = Dialogue(peer.name)
+    handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report, dialogue])] if on_report else []
     tls = (client_context(peer.tls), peer.tls.server_name or peer.host) if peer.tls else None
     try:
         association = ae.associate(
@@ -172,11 +173,11 @@ def open_association(
         ae.close_socket()
         note_early_answer(association)
         raise AbsentError(_explain_no_association(peer, association))
-    association.dimse.send_msg = partial(answering.send, association.dimse.send_msg)  # type: ignore[method-assign]
+    dialogue.bind(association)
     try:
         yield association
     finally:
-        answering.wait()
+        dialogue.wait()
         if association.is_established:
             with bounded(association):
                 association.release()
@@ -203,7 +204,7 @@ def send_stored(
     """Send a C-STORE, of this Message ID, of a dataset in the transfer syntax of its presentation context already.
 
     Returns what `Association.send_c_store` does, which would decode and encode it: the status, or an empty dataset if
-    no answer came, or another one than to this; the association is over then. Raises RuntimeError if it was before.
+    no answer came; the association is over then. Raises RuntimeError if it was before.
     """
     if not association.is_established:
         raise RuntimeError("the association is over")
@@ -213,60 +214,17 @@ def send_stored(
     association._reactor_checkpoint.clear()  # or its thread would take the answer
     while not association._is_paused:
         time.sleep(PAUSED_LOOK_S)
-    answer: Any = None
-    if association.dimse.msg_queue.empty():  # else something came that nothing was asked for
-        association.dimse.send_msg(request, context_id)
-        _, answer = association.dimse.get_msg(block=True)
+    association.dimse.send_msg(request, context_id)
+    _, answer = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
-    if answer is None or not _is_answer(answer, request):
+    if answer is None:
         association._handle_no_response()
         return Dataset()
     return association._check_received_status(answer)
 
 
-def _is_answer(answer: Any, request: Any) -> bool:
-    """Tell whether a message is the response to this C-STORE (PS3.7 9.1.1.1): any other counts for nothing."""
-    about = getattr(answer, "AffectedSOPInstanceUID", None)
-    return (
-        isinstance(answer, C_STORE)
-        and answer.MessageIDBeingRespondedTo == request.MessageID
-        and about in (None, "", request.AffectedSOPInstanceUID)
-    )
-
-
-class _Answering:
-    """The reports that are being answered on an association, which is not released before: nothing may be sent after.
-
-    Messages go out whole: an answer, which another thread sends, does not come between the parts of a request.
-    """
-
-    def __init__(self) -> None:
-        self._unanswered = 0
-        self._changed = threading.Condition()
-        self._turn = threading.Lock()
-
-    def begin(self) -> None:
-        """Note that a report came."""
-        with self._changed:
-            self._unanswered += 1
-
-    def send(self, send_msg: Callable[[Any, int], None], primitive: Any, context_id: int) -> None:
-        """Send a message, and note if that was an answer."""
-        with self._turn:
-            send_msg(primitive, context_id)
-        if isinstance(primitive, N_EVENT_REPORT):
-            with self._changed:
-                self._unanswered -= 1
-                self._changed.notify_all()
-
-    def wait(self) -> None:
-        """Wait, not for ever, until the answers are on their way."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._unanswered <= 0, JOIN_S)
-
-
-def _take_report(event: Event, on_report: Report, answering: _Answering) -> tuple[int, None]:
-    answering.begin()
+def _take_report(event: Event, on_report: Report, dialogue: Dialogue) -> tuple[int, None]:
+    dialogue.begin()
     return on_report(event.event_information), None
 
 

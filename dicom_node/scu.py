@@ -17,12 +17,12 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode
-from pynetdicom.pdu_primitives import A_RELEASE
 from pynetdicom.presentation import build_role
 
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE, REQUEST_COMMITMENT, Reference, make_request
 from dicom_node.config import DestinationSettings
 from dicom_node.delivery import read_status
+from dicom_node.dialogue import is_going_on
 from dicom_node.errors import TransientError
 from dicom_node.file import split_file
 from dicom_node.requestor import TRANSFER_SYNTAXES, Peer, Report, bounded, open_association, send_stored
@@ -98,8 +98,7 @@ class Archive:
     @property
     def is_open(self) -> bool:
         """Whether it has not been released, aborted or lost, nor is asked to be released."""
-        leaving = isinstance(self._association.dul.peek_next_pdu(), A_RELEASE)
-        return self._association.is_established and not leaving and not self._association.acse.is_aborted()
+        return is_going_on(self._association)
 
     def accepts(self, abstract_syntax: str) -> bool:
         """Tell whether the destination accepted a presentation context for this SOP class."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from dicom_node import queries
@@ -29,6 +29,10 @@ UNCONFIRMED: dict[Finding, str] = {
 """What a query comes to that confirms nothing now, and may the next time."""
 
 
+class DoubtedError(Exception):
+    """An answer on an association that was used before is not believed; it ends that association."""
+
+
 def services(destination: DestinationSettings) -> list[str]:
     """Return the SOP classes that are proposed besides those of the results: of the confirmations that are wanted."""
     if not destination.commitment:
@@ -41,6 +45,8 @@ def confirm(errand: Errand, archive: Archive) -> list[str]:
     """Have the archive confirm what it took: by commitment, else by a query, else by its C-STORE response alone.
 
     Storage commitment may be reported later; what was asked for and not reported in time is asked for by a query, too.
+    Raises DoubtedError where an association refuses, or lacks what would be sent again, on which others were served: an
+    archive that does one study on each must not pass for one that answers no query, or has lost something.
     """
     stored = [one for one in errand.load() if one.state == "STORED" and one.sop_instance_uid]
     if not stored:
@@ -62,7 +68,7 @@ def confirm(errand: Errand, archive: Archive) -> list[str]:
 def _look_for_overdue(errand: Errand, archive: Archive, stored: Sequence[Delivery]) -> tuple[list[Delivery], list[str]]:
     """Ask for what is overdue to be reported; return what is still to be confirmed, and what went wrong."""
     name = errand.destination.name
-    findings = _confirm_by_query(errand, archive, stored)
+    findings = _confirm_by_query(errand, archive, stored, doubted=("absent", "refused", "unknown"))
     lost = [one for one, finding in findings if finding == "absent"]
     errand.keep(replace(one, state="PENDING", detail="a query did not find it") for one in lost)
     errors = [f"destination {name} took {one.part} but has lost it: it is sent again" for one in lost]
@@ -73,7 +79,7 @@ def _confirm_without_commitment(errand: Errand, archive: Archive, stored: Sequen
     name = errand.destination.name
     if not archive.accepts(STUDY_ROOT_FIND):
         return _confirm_by_store(errand, stored)
-    findings = _confirm_by_query(errand, archive, stored)
+    findings = _confirm_by_query(errand, archive, stored, doubted=("refused", "unknown"))
     refused = [one for one, finding in findings if finding == "refused"]
     errors = [
         f"destination {name} took {one.part} but {UNCONFIRMED[finding]}"
@@ -102,8 +108,14 @@ def _confirm_by_store(errand: Errand, stored: Iterable[Delivery]) -> list[str]:
     return [f"destination {name} says it has {one.part} already, and confirms nothing" for one in doubtful]
 
 
-def _confirm_by_query(errand: Errand, archive: Archive, stored: Iterable[Delivery]) -> list[tuple[Delivery, Finding]]:
-    """Confirm what a query finds; return the others, each with what the query came to."""
+def _confirm_by_query(
+    errand: Errand, archive: Archive, stored: Iterable[Delivery], doubted: Collection[Finding]
+) -> list[tuple[Delivery, Finding]]:
+    """Confirm what a query finds; return the others, each with what the query came to.
+
+    Raises DoubtedError where that is `doubted` on an association that was used. What is only not there yet need not be:
+    nothing follows but another query, and archives that take a while to show what came are many.
+    """
     findings = list[tuple[Delivery, Finding]]()
     for one in stored:
         candidate = _candidate_of(errand, one)
@@ -111,6 +123,8 @@ def _confirm_by_query(errand: Errand, archive: Archive, stored: Iterable[Deliver
     present = [replace(one, state="DELIVERED", confirmed_by="query") for one, found in findings if found == "present"]
     if present:
         errand.keep(present)
+    if archive.is_used and any(finding in doubted for _, finding in findings):
+        raise DoubtedError(f"destination {errand.destination.name} did not confirm by a query after other studies")
     return [(one, finding) for one, finding in findings if finding != "present"]
 
 
@@ -126,15 +140,18 @@ def _ask_commitment(errand: Errand, archive: Archive, stored: Iterable[Delivery]
     references = [(candidate.sop_class_uid, candidate.sop_instance_uid) for candidate in candidates]
     now = resources.clock()
     transaction_uid = derive_uid(
-        "commitment", resources.token, str(dispatch.dispatch_id), str(dispatch.attempts), now.isoformat()
-    )
+        "commitment", resources.token, str(dispatch.dispatch_id), str(dispatch.attempts), now.isoformat(),
+        "used" if archive.is_used else "new",
+    )  # fmt: skip
     with resources.sessions.begin() as session:
         queries.note_asked(session, dispatch.dispatch_id, transaction_uid, now)
     status = archive.ask_commitment(transaction_uid, references)
     if status != 0x0000:
-        return [
-            f"destination {errand.destination.name} answered the request for storage commitment with {spell(status)}"
-        ]
+        name = errand.destination.name
+        error = f"destination {name} answered the request for storage commitment with {spell(status)}"
+        if archive.is_used:
+            raise DoubtedError(error)
+        return [error]
     _await_report(errand, archive, transaction_uid)
     return []
 

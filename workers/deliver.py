@@ -23,7 +23,7 @@ from dicom_node.logs import log_event
 from dicom_node.queries import DispatchFacts
 from dicom_node.recorder import Recorder
 from dicom_node.scu import Archive, Candidate, Part
-from workers.confirming import confirm, services
+from workers.confirming import DoubtedError, confirm, services
 from workers.counting import OUTCOMES
 from workers.errand import Errand
 from workers.resources import LEASE, Resources
@@ -101,7 +101,7 @@ def _try(dispatch: DispatchFacts, resources: Resources, began: float) -> None:
                 _note_contact(errand)
             errors = _ask(errand, archive, began)
             broke_off = not archive.is_open
-    except _DoubtedError:
+    except DoubtedError:
         _try(dispatch, resources, began)
         return
     reason = "; ".join(dict.fromkeys(errors))
@@ -116,8 +116,8 @@ def _try(dispatch: DispatchFacts, resources: Resources, began: float) -> None:
 def _ask(errand: Errand, archive: Archive, began: float) -> list[str]:
     """Send what is to be sent, and have it confirmed; return what went wrong.
 
-    Raises _DoubtedError where an association refuses that others were served on: an archive that takes one study on
-    each says so in many ways, of which none is about this study.
+    Raises DoubtedError where an association refuses that others were served on, if there is time to begin anew: an
+    archive that takes one study on each says so in many ways, of which none is about this study.
     """
     pending = [one for one in errand.load() if one.state == "PENDING"]
     errors = send(errand, archive, pending)
@@ -125,17 +125,18 @@ def _ask(errand: Errand, archive: Archive, began: float) -> list[str]:
         failed = {one.part for one in errand.load() if one.state == "FAILED"}
         errand.keep([one for one in pending if one.part in failed])
         if archive.is_open and _may_try_again(began):
-            raise _DoubtedError
-    return errors + confirm(errand, archive)
+            raise DoubtedError
+    try:
+        return errors + confirm(errand, archive)
+    except DoubtedError as doubt:
+        if _may_try_again(began):
+            raise
+        return [*errors, str(doubt)]
 
 
 def _may_try_again(began: float) -> bool:
     """Tell whether the lease leaves time for all of it once more."""
     return time.monotonic() - began < AGAIN_WITHIN_S
-
-
-class _DoubtedError(Exception):
-    """An answer on an association that was used before is not believed; it ends that association."""
 
 
 def _find_destination(dispatch: DispatchFacts, resources: Resources) -> DestinationSettings:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom.uid import UID
-from pynetdicom.dimse_primitives import C_ECHO, C_STORE, N_ACTION
 from pynetdicom.events import Event
+from sqlalchemy import select
 
-from dicom_node import requestor, scu
+from dicom_node import scu
 from dicom_node.config import DestinationSettings
+from dicom_node.errors import AbsentError
+from dicom_node.tables import DestinationRow, JobRow
 from tests.acceptance.peers import wait_until
 from tests.fakes import FakePacs
 from tests.integration.test_deliver import store_study
@@ -21,6 +22,14 @@ from tests.rig import QUIET_S, Rig, make_sqlite_sessions
 from workers import deliver, lines
 from workers.lanes import Lanes
 from workers.lines import Lines
+
+IDLE_S = lines.IDLE_S
+
+
+@pytest.fixture(autouse=True)
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has much to do may take longer from one dispatch to the next than an association is kept."""
+    monkeypatch.setattr(lines, "IDLE_S", 5.0)
 
 
 class Lane:
@@ -41,10 +50,20 @@ class Lane:
     def deliver(self, *studies: str) -> list[str]:
         """Have studies delivered one after the other; return the states of their jobs."""
         jobs = [store_study(self.rig, study) for study in studies]
-        self.rig.sweep(seconds=QUIET_S)
+        self.settle(seconds=QUIET_S)
+        return [self.rig.job(job)["state"] for job in jobs]
+
+    def settle(self, **later: float) -> None:
+        """Sweep, and have done what is due."""
+        self.rig.sweep(**later)
         while self.rig.rings:
             self.rig.run(*self.rig.rings.pop(0), connect=self.lines.connect)
-        return [self.rig.job(job)["state"] for job in jobs]
+
+    def confirmed_by(self) -> list[set[str | None]]:
+        """Return of each job in turn how its results were confirmed."""
+        with self.rig.sessions() as session:
+            jobs = session.scalars(select(JobRow.job_id).order_by(JobRow.job_id)).all()
+        return [{one["confirmed_by"] for one in self.rig.job(job)["deliveries"]} for job in jobs]
 
 
 @pytest.fixture
@@ -79,11 +98,77 @@ def test_storage_commitment_confirms_on_a_shared_association(tmp_path: Path, pac
     lane.lines.close()
 
 
+def test_the_second_of_two_reports_on_one_association_is_answered_and_counted(tmp_path: Path, pacs: FakePacs) -> None:
+    pacs.commits = "same"
+    lane = Lane(tmp_path, pacs)
+    assert lane.deliver("1", "2") == ["DELIVERED"] * 2
+    wait_until(lambda: len(pacs.reports) == 2, "the answers to both reports", 5)
+    assert pacs.reports == [0x0000, 0x0000]
+    assert len(lane.associations) == 1
+    samples = lane.rig.resources.recorder.samples()
+    assert samples["knowmvg_deliveries", "archive0", "commitment"] == (2.0,)
+    lane.lines.close()
+
+
 def test_an_association_is_not_shared_for_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "LONGEST_S", 0.0)
     assert lane.deliver("1", "2") == ["DELIVERED"] * 2
-    first, second = lane.associations
-    assert first.is_released and not second.is_released
+    assert len(lane.associations) == 2
+    wait_until(lambda: all(one.is_released for one in lane.associations), "both to be released, with no further use", 3)
+
+
+def test_an_association_whose_time_runs_out_between_two_uses_is_released_then(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "LONGEST_S", 1.0)
+    monkeypatch.setattr(lines, "IDLE_S", 60.0)
+    with lane.lines.connect(_destination(pacs), [scu.COMPREHENSIVE_SR], "KNOWMVG") as archive:
+        pass
+    assert archive.is_open
+    wait_until(lambda: not archive.is_open, "its time to run out", 5)
+
+
+def test_an_association_that_nobody_uses_is_released_though_its_thread_is_busy(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a thread that waits for the database to keep what it did."""
+    monkeypatch.setattr(lines, "IDLE_S", IDLE_S)
+    assert lane.deliver("1") == ["DELIVERED"]
+    wait_until(lambda: lane.associations[0].is_released, "the association to be released", 3)
+    assert lane.deliver("2") == ["DELIVERED"]
+    assert len(lane.associations) == 2
+
+
+def test_an_association_that_nobody_uses_is_released_though_its_lane_is_rung_all_the_time(
+    pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "IDLE_S", IDLE_S)
+    kept, archives, stop = Lines(scu.connect), list[scu.Archive](), threading.Event()
+    lanes = Lanes(60, lambda work: work(), kept.close)
+    pacs.start()
+
+    def work() -> None:
+        with kept.connect(_destination(pacs), [scu.COMPREHENSIVE_SR], "KNOWMVG") as archive:
+            archives.append(archive)
+
+    def ring() -> None:
+        while not stop.wait(IDLE_S / 5):
+            lanes.submit("a", "not due", lambda: None)
+
+    lanes.submit("a", "due", work)
+    ringing = threading.Thread(target=ring)
+    ringing.start()
+    wait_until(lambda: archives and not archives[0].is_open, "the association to be released", 5)
+    stop.set()
+    ringing.join()
+    lanes.stop(5)
+
+
+def test_an_association_that_is_closed_as_it_is_wanted_is_followed_by_another(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "IDLE_S", 0.0)
+    assert lane.deliver("1", "2", "3", "4", "5") == ["DELIVERED"] * 5
 
 
 def test_an_archive_that_ends_associations_between_studies_is_delivered_to(lane: Lane, pacs: FakePacs) -> None:
@@ -226,24 +311,127 @@ def test_what_a_used_association_refuses_too_late_to_begin_anew_is_tried_later(
     assert lane.deliver("1", "2") == ["DELIVERED", "WRITTEN"]
 
 
+def test_what_a_used_association_breaks_off_at_too_late_to_begin_anew_is_tried_later(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
+
+    def break_off(event: Event) -> None:
+        lane.note(event)
+        if event.assoc is lane.associations[0]:
+            event.assoc.abort()
+
+    pacs.misbehave = break_off  # type: ignore[assignment]
+    assert lane.deliver("2") == ["WRITTEN"]
+    assert len(lane.associations) == 1
+    lane.rig.settle(seconds=60)
+    assert lane.rig.job(2)["state"] == "DELIVERED"
+
+
+def test_a_used_association_that_is_gone_is_no_contact_with_the_archive(lane: Lane, pacs: FakePacs) -> None:
+    assert lane.deliver("1") == ["DELIVERED"]
+    before = load_destination(lane)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise AbsentError("archive0 cannot be reached")
+
+    pacs.misbehave = lambda event: event.assoc.abort()  # type: ignore[func-returns-value]
+    lane.lines._connect = away
+    assert lane.deliver("2") == ["WRITTEN"]
+    after = load_destination(lane)
+    assert before.last_contact_at is not None and after.last_contact_at == before.last_contact_at
+    assert (before.failures, after.failures) == (0, 1)
+    assert after.hold_until is not None
+
+
+def load_destination(lane: Lane) -> DestinationRow:
+    with lane.rig.sessions() as session:
+        return session.get_one(DestinationRow, "archive0")
+
+
 def test_what_is_refused_on_an_association_of_its_own_is_refused(lane: Lane, pacs: FakePacs) -> None:
     assert lane.deliver("1") == ["DELIVERED"]
     pacs.misbehave = lambda _: 0xC000
     assert lane.deliver("2") == ["FAILED"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "number", "uid", "counts"),
-    [
-        (C_STORE, 7, "1.2.3", True), (C_STORE, 7, None, True), (C_STORE, 6, "1.2.3", False),
-        (C_STORE, 7, "1.2.4", False), (C_ECHO, 7, None, False), (N_ACTION, 7, "1.2.3", False),
-    ],
-)  # fmt: skip
-def test_only_the_answer_to_a_request_counts(kind: Any, number: int, uid: str | None, counts: bool) -> None:
-    request: Any = C_STORE()
-    request.MessageID, request.AffectedSOPInstanceUID = 7, UID("1.2.3")
-    answer = kind()
-    answer.MessageIDBeingRespondedTo, answer.Status = number, 0x0000
-    if uid is not None:
-        answer.AffectedSOPInstanceUID = UID(uid)
-    assert requestor._is_answer(answer, request) is counts
+# ---- confirmations on an association that served others --------------------------------------------------------------
+
+
+def is_first(event: Event, study: str, first: dict[Any, str]) -> bool:
+    """Tell whether a study is the one that an association served first."""
+    return first.setdefault(event.assoc, study) == study
+
+
+@pytest.mark.parametrize("status", [0x0122, 0xA900, 0xA700, 0xC001])
+def test_a_query_that_a_used_association_refuses_is_asked_on_a_new_one(lane: Lane, pacs: FakePacs, status: int) -> None:
+    """Else its C-STORE response would count: it would pass for an archive that answers no query."""
+    first: dict[Any, str] = {}
+
+    def refuse(event: Event) -> None:
+        pacs.find_status = 0x0000 if is_first(event, event.identifier.StudyInstanceUID, first) else status
+
+    pacs.misread = refuse
+    assert lane.deliver("1", "2", "3") == ["DELIVERED"] * 3
+    assert lane.confirmed_by() == [{"query"}] * 3
+    assert set(pacs.stores.values()) == {1}
+    assert len(first) == 3
+
+
+def test_what_a_used_association_refuses_too_late_to_ask_anew_is_not_confirmed_by_its_store_status(
+    lane: Lane, pacs: FakePacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliver, "AGAIN_WITHIN_S", 0)
+    first: dict[Any, str] = {}
+
+    def refuse(event: Event) -> None:
+        pacs.find_status = 0x0000 if is_first(event, event.identifier.StudyInstanceUID, first) else 0x0122
+
+    pacs.misread = refuse
+    assert lane.deliver("1", "2") == ["DELIVERED", "WRITTEN"]
+    assert lane.confirmed_by() == [{"query"}, {None}]
+    assert "did not confirm" in lane.rig.job(2)["failure"]
+
+
+def test_what_a_used_association_does_not_show_is_not_sent_again(lane: Lane, pacs: FakePacs) -> None:
+    first: dict[Any, str] = {}
+
+    def show_one(event: Event) -> None:
+        pacs.shows = is_first(event, event.identifier.StudyInstanceUID, first)
+
+    pacs.commits = "never"
+    pacs.stop()
+    pacs.start()
+    assert lane.deliver("1", "2") == ["WRITTEN"] * 2
+    lane.lines.close()
+    pacs.misread = show_one
+    lane.settle(seconds=lane.rig.settings.destinations[0].report_within_s)
+    assert lane.confirmed_by() == [{"query"}] * 2
+    assert set(pacs.stores.values()) == {1}
+
+
+def test_an_archive_that_takes_a_while_to_show_what_came_is_still_sent_it_on_one_association(
+    lane: Lane, pacs: FakePacs
+) -> None:
+    pacs.shows = False
+    assert lane.deliver("1", "2", "3") == ["WRITTEN"] * 3
+    assert len(lane.associations) == 1
+
+
+def test_a_request_for_commitment_that_a_used_association_refuses_is_made_on_a_new_one(
+    lane: Lane, pacs: FakePacs
+) -> None:
+    asked, handle = list[Any](), pacs._handle_action
+
+    def refuse(event: Event) -> Any:
+        pacs.commit_status = 0x0213 if event.assoc in asked else 0x0000
+        asked.append(event.assoc)
+        return handle(event)
+
+    pacs._handle_action, pacs.commits = refuse, "same"  # type: ignore[method-assign]
+    pacs.stop()
+    pacs.start()
+    assert lane.deliver("1", "2") == ["DELIVERED"] * 2
+    assert lane.confirmed_by() == [{"commitment"}] * 2
+    assert len(asked) == 3 and len(set(asked)) == 2

@@ -67,6 +67,34 @@ def test_stopping_waits_for_what_is_under_way() -> None:
     assert ended.is_set()
 
 
+class StoppedAfterTheLook(threading.Event):
+    """Is set when a lane has looked, before it acts upon that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks, self.looked, self.go_on = 0, threading.Event(), threading.Event()
+
+    def is_set(self) -> bool:
+        seen = super().is_set()
+        if threading.current_thread().name == "lane a":
+            self.looks += 1
+            if self.looks == 2:  # with work in hand
+                self.looked.set()
+                self.go_on.wait(10)
+        return seen
+
+
+def test_stopping_waits_for_what_is_about_to_begin() -> None:
+    lanes, stopped, done = Lanes(60, run), StoppedAfterTheLook(), list[str]()
+    lanes._stopped = stopped
+    lanes.submit("a", "1", lambda: done.append("1"))
+    assert stopped.looked.wait(5)
+    threading.Timer(0.3, stopped.go_on.set).start()
+    lanes.stop(5)
+    assert done == ["1"]
+    assert not lanes.is_busy
+
+
 HANG = """
 import threading
 from workers.lanes import Lanes
