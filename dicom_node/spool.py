@@ -23,7 +23,7 @@ from dicom_node.pdata import Command
 HELD_BYTES = 1024**2
 """So much of a dataset is held in memory, and goes to the disk with others that have come in the meantime."""
 
-SMALL_BYTES = 256 * 1024
+SMALL_BYTES = 512 * 1024
 """So much is small: what an instance costs beside its bytes is more than what they cost."""
 
 CHECK_SPACE_EVERY = 16 * 1024**2
