@@ -97,6 +97,16 @@ def rung(rig: Rig, step: str = GROUND.name) -> list[int]:
     return numbers
 
 
+def await_grounded(rig: Rig, jobs: Sequence[int], count: int) -> list[str]:
+    """Return the states as soon as so many are GROUNDED: what a batch found is kept while the next is computed."""
+    pause = threading.Event()
+    for _ in range(1000):
+        if (found := states(rig, jobs)).count("GROUNDED") == count:
+            return found
+        pause.wait(0.01)
+    pytest.fail(f"not {count} jobs were kept meanwhile: {found}")
+
+
 def test_no_study_is_claimed_while_the_model_is_loaded(rig: Rig, grounder: ChoosyGrounder) -> None:
     """A worker that is killed then, three times over, was not killed by the study."""
     (job,) = store(rig, "a")
@@ -141,7 +151,7 @@ def test_what_waits_longest_comes_first_in_batches_of_the_size_that_is_wanted(
     jobs = store(rig, *"abcdefghij")
     rig.sweep(seconds=QUIET_S)
     ended: list[list[str]] = []
-    grounder.meanwhile = lambda: ended.append(states(rig, jobs))
+    grounder.meanwhile = lambda: ended.append(await_grounded(rig, jobs, sum(grounder.asked)))
     rig.run(GROUND.name, jobs[-1])
     assert grounder.asked == [4, 4, 2]
     # The job that was rung for is in the first batch, whatever its age.
