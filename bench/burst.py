@@ -10,7 +10,7 @@ broker; `--io` more workers of the queue `io` at its side), with a stand-in as a
 each result once. Target: within 10 % of the slower of the two alone.
 
 `shipped` is the small model that comes with the node; `full` the full design with random weights (`bench.full_size`),
-on a processor in sizes of which two cores compute a study in a second or two. Both are given all cores, alone as in the
+on a processor in sizes of which two cores compute a study in about a second. Both are given all cores, alone as in the
 node.
 """
 

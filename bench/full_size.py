@@ -4,7 +4,7 @@
 
 LLaVA 1.5's shapes (CLIP ViT-L/14 at 336, Llama of 7 billion weights) and SAM ViT-H in bfloat16, saved once in a folder
 in their own formats and read by the code that reads the real ones. `middle` has the same parts, of which two cores
-compute a study in a second or two, and `tiny` runs in no time. Studies are generated, of five phrases; the vocabulary
+compute a study in about a second, and `tiny` runs in no time. Studies are generated, of five phrases; the vocabulary
 is trained on generated reports, and what random weights answer is noise, so answers are cut after a fixed number of
 tokens.
 
@@ -49,11 +49,11 @@ SIZES: dict[str, dict[str, Any]] = {
                 "global_attn_indexes": [7, 15, 23, 31], "window_size": 14},
     },
     "middle": {
-        "dtype": "float32", "canvas": 512, "seen": 224, "decoder": {"width": 256, "mlp_width": 1024},
-        "text": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
-        "tower": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 4},
-        "sam": {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "mlp_dim": 1024,
-                "global_attn_indexes": [1, 3, 5, 7], "window_size": 8},
+        "dtype": "float32", "canvas": 384, "seen": 224, "decoder": {"width": 256, "mlp_width": 1024},
+        "text": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8},
+        "tower": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4},
+        "sam": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "mlp_dim": 1024,
+                "global_attn_indexes": [1, 3, 5], "window_size": 8},
     },
     "tiny": {
         "dtype": "float32", "canvas": 64, "seen": 28, "decoder": {"width": 32, "mlp_width": 64, "heads": 4},

@@ -86,8 +86,7 @@ class Batches:
     def run(self, job_id: int) -> None:
         """Ground a job that was rung for, and others that wait; raises the first bug, when all have ended."""
         load_model(self._resources)
-        job = claim(GROUND, job_id, self._resources)
-        if job is None:
+        if not self._is_free(job_id) or (job := claim(GROUND, job_id, self._resources)) is None:
             return
         self._places += 1
         if job.deaths:
@@ -96,6 +95,11 @@ class Batches:
         bugs = self._go_on([self._hold(job)])
         if bugs:
             raise bugs[0]
+
+    def _is_free(self, job_id: int) -> bool:
+        """Tell whether a job still waits: most rings are of jobs that an earlier batch took with it."""
+        with self._resources.sessions() as session:
+            return queries.is_free(session, job_id, GROUND.state, self._resources.clock())
 
     def _go_on(self, batch: list[Held]) -> list[Exception]:
         """Ground a batch, and the next ones while something waits."""

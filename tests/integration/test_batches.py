@@ -223,6 +223,16 @@ def test_the_next_batch_is_prepared_while_one_is_computed(tmp_path: Path) -> Non
     assert (grounder.batches, states(rig, jobs)) == ([1, 1], ["GROUNDED"] * 2)
 
 
+def test_a_ring_of_a_job_that_an_earlier_batch_took_waits_for_no_writer(rig: Rig, grounder: ChoosyGrounder) -> None:
+    jobs = store(rig, "a", "b")
+    rig.sweep(seconds=QUIET_S)
+    rig.run(GROUND.name, jobs[0])
+    with rig.sessions.begin() as session:
+        session.connection()  # which holds the write lock
+        rig.run(GROUND.name, jobs[1])
+    assert grounder.asked == [2]
+
+
 def test_a_job_that_is_to_be_tried_later_waits_for_its_time(rig: Rig, grounder: ChoosyGrounder) -> None:
     jobs = store(rig, "a", "b")
     rig.sweep(seconds=QUIET_S)
