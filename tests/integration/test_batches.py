@@ -452,7 +452,7 @@ def test_stat_studies_come_before_routine_ones_that_wait_longer(
     rings = rung(rig)
     assert (rings[:2], sorted(rings)) == (stat, [*routine, *stat])
     ended: list[list[str]] = []
-    grounder.meanwhile = lambda: ended.append(states(rig, [*routine, *stat]))
+    grounder.meanwhile = lambda: ended.append(await_grounded(rig, [*routine, *stat], sum(grounder.asked)))
     rig.run(GROUND.name, routine[0])  # a ring of long ago
     assert ended[1] == ["GROUNDED", "COMPLETE", "COMPLETE", "GROUNDED", "COMPLETE"]
     assert ended[2] == ["GROUNDED", "GROUNDED", "COMPLETE", "GROUNDED", "GROUNDED"]
