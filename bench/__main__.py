@@ -36,6 +36,7 @@ SMALL = {
 
 FULL: dict[str, list[str]] = {
     "batching": ["--studies", "16", "--batches", "4", "8"],
+    "burst": ["--models", "shipped", "full"],
     "full_size": SMALL["full_size"],
     "neighbours": ["--rounds", "15"],
     "receiver": [

@@ -1,11 +1,12 @@
 """The full-size configuration with random weights: reports per second, where the time goes, how near the floor.
 
-    python -m bench.full_size [--size full|tiny] [--batches 1 8 32] [--caches growing static compiled]
+    python -m bench.full_size [--size full|middle|tiny] [--batches 1 8 32] [--caches growing static compiled]
 
 LLaVA 1.5's shapes (CLIP ViT-L/14 at 336, Llama of 7 billion weights) and SAM ViT-H in bfloat16, saved once in a folder
-in their own formats and read by the code that reads the real ones. `tiny` has the same parts and runs on a CPU. Studies
-are generated, of five phrases; the vocabulary is trained on generated reports, and what random weights answer is noise,
-so answers are cut after a fixed number of tokens.
+in their own formats and read by the code that reads the real ones. `middle` has the same parts, of which two cores
+compute a study in about a second, and `tiny` runs in no time. Studies are generated, of five phrases; the vocabulary
+is trained on generated reports, and what random weights answer is noise, so answers are cut after a fixed number of
+tokens.
 
 Floors: each step of an answer must read the language model's weights and its cache once; reading a prompt takes two
 operations for each weight and token. The two ceilings, of copying and of multiplying, are measured on the same device.
@@ -29,6 +30,7 @@ import torch
 from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditionalGeneration, SamConfig, SamModel, logging
 
 from bench.model import studies_of_five_phrases
+from grounding.checkpoint import save_checkpoint
 from grounding.config import KnowMVGConfig
 from grounding.knowledge import load_bank
 from grounding.network.model import KnowMVG
@@ -45,6 +47,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "tower": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
         "sam": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120,
                 "global_attn_indexes": [7, 15, 23, 31], "window_size": 14},
+    },
+    "middle": {
+        "dtype": "float32", "canvas": 384, "seen": 224, "decoder": {"width": 256, "mlp_width": 1024},
+        "text": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8},
+        "tower": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4},
+        "sam": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "mlp_dim": 1024,
+                "global_attn_indexes": [1, 3, 5], "window_size": 8},
     },
     "tiny": {
         "dtype": "float32", "canvas": 64, "seen": 28, "decoder": {"width": 32, "mlp_width": 64, "heads": 4},
@@ -106,6 +115,24 @@ def _random(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
 
 def build(folder: Path, sam: Path, size: dict[str, Any], cache: str, device: torch.device) -> Predictor:
     """Load the network on the two folders, with random weights of its own."""
+    network, tokens = make_network(folder, sam, size, cache)
+    return Predictor(network.to(device), tokens, load_bank(), ModelIdentity("full size", "0", "0" * 64))
+
+
+def save_model(root: Path, size: dict[str, Any], device: torch.device) -> Path:
+    """Write a model folder of random weights, and beside it those that it names; return it.
+
+    Its boxes are noise, but there are some of every phrase, so that results are written as those of a real one.
+    """
+    network, tokens = make_network(*save_folders(root, size, device), size, "growing", assume_shown=True)
+    save_checkpoint(root / "model", network, tokens, load_bank())
+    return root / "model"
+
+
+def make_network(
+    folder: Path, sam: Path, size: dict[str, Any], cache: str, *, assume_shown: bool = False
+) -> tuple[KnowMVG, GroundingTokenizer]:
+    """Return the network on the two folders, with random weights of its own, and its tokenizer."""
     tokens = GroundingTokenizer.pretrained(folder)
     config = KnowMVGConfig.model_validate(
         {
@@ -113,11 +140,11 @@ def build(folder: Path, sam: Path, size: dict[str, Any], cache: str, device: tor
             "vision": {"model_type": "sam", "pretrained": str(sam), "dtype": size["dtype"]},
             "language_model": {"pretrained": str(folder), "dtype": size["dtype"], "cache": cache},
             "language": {"max_answer_tokens": ANSWER_TOKENS}, "decoder": size["decoder"],
+            "decision": {"assume_shown": assume_shown},
         }
     )  # fmt: skip
     torch.manual_seed(1)
-    network = KnowMVG(config, load_bank(), tokens).to(device)
-    return Predictor(network, tokens, load_bank(), ModelIdentity("full size", "0", "0" * 64))
+    return KnowMVG(config, load_bank(), tokens), tokens
 
 
 class Clock:

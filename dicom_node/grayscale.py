@@ -26,7 +26,7 @@ def apply_modality(ds: Dataset, stored: NDArray[Any]) -> Values:
         if looked_up is not None:
             return looked_up
     slope, intercept = read_number(ds, "RescaleSlope"), read_number(ds, "RescaleIntercept")
-    if not slope or intercept is None:
+    if not slope or intercept is None or (slope, intercept) == (1.0, 0.0):
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         rescaled = values * slope + intercept
@@ -64,6 +64,8 @@ def _look_up(item: Dataset, values: Values) -> Values | None:
 
 
 def _finite(stored: NDArray[Any]) -> Values:
+    if stored.dtype.kind != "f":
+        return stored.astype(np.float64)
     return np.nan_to_num(np.asarray(stored, np.float64), posinf=0.0, neginf=0.0)
 
 
@@ -81,7 +83,10 @@ def apply_window(ds: Dataset, values: Values) -> Values | None:
         centre, width = centre - 0.5, width - 1.0
         if width == 0:
             return np.where(values > centre, 1.0, 0.0)
-    return np.clip((values - centre) / width + 0.5, 0.0, 1.0)
+    picture = values - centre
+    picture /= width
+    picture += 0.5
+    return np.clip(picture, 0.0, 1.0, out=picture)  # in its place: room for a film costs more than counting in it
 
 
 def apply_voi_lut(ds: Dataset, values: Values) -> Values | None:

@@ -110,7 +110,8 @@ def render_frame(ds: Dataset, stored: NDArray[Any], window: tuple[float, float] 
 
 
 def _as_image(picture: Values) -> Image:
-    return np.ascontiguousarray(np.clip(picture, 0.0, 1.0), dtype=np.float32)
+    image = picture.astype(np.float32, order="C")
+    return np.clip(image, 0.0, 1.0, out=image)
 
 
 def _decode(ds: Dataset) -> NDArray[Any]:
@@ -188,16 +189,15 @@ def _find_padding(ds: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None
 
 def _apply_window(ds: Dataset, values: Values, padding: NDArray[np.bool_] | None) -> Values:
     """Return values in [0, 1]: the first window if it shows something, else the first VOI LUT, else percentiles."""
+    for apply in (_first_window, apply_voi_lut):
+        picture = apply(ds, values)
+        if picture is not None and _has_contrast(picture if padding is None else picture[~padding]):
+            return picture
     shown = values[~padding] if padding is not None else values
     low, high = (float(limit) for limit in np.percentile(_sample(shown), PERCENTILES))
     if low == high:
         low, high = float(shown.min()), float(shown.max())
-    if low == high:
-        return np.full_like(values, 0.5)
-    for picture in (_first_window(ds, values), apply_voi_lut(ds, values)):
-        if picture is not None and _has_contrast(picture if padding is None else picture[~padding]):
-            return picture
-    return _stretch(values, low, high)
+    return np.full_like(values, 0.5) if low == high else _stretch(values, low, high)
 
 
 def _first_window(ds: Dataset, values: Values) -> Values | None:

@@ -132,10 +132,11 @@ def said_box(scored: ScoredBox, frame: Frame) -> ScoredBox:
 
 
 def shrink(image: Image, canvas: int) -> Image:
-    """A copy float32[H, W] without NaN and infinities, of about `LARGEST` pixels at most; no side falls below `canvas`.
+    """float32[H, W] without NaN and infinities, of about `LARGEST` pixels at most; no side falls below `canvas`.
 
-    Very large images are averaged in blocks, strip by strip, so that a picture of 400 million pixels takes seconds and
-    little memory beyond itself. Up to one block at the right and bottom edges is left out.
+    An image that is so already is returned itself. Very large ones are averaged in blocks, strip by strip, so that a
+    picture of 400 million pixels takes seconds and little memory beyond itself. Up to one block at the right and bottom
+    edges is left out.
     """
     height, width = image.shape
     down = min(math.ceil(math.sqrt(height * width / LARGEST)), max(1, height // canvas))
@@ -159,7 +160,10 @@ def shrink(image: Image, canvas: int) -> Image:
 
 
 def _finite(image: Image) -> Image:
-    finite: Image = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+    given = np.asarray(image, np.float32)
+    if np.isfinite(given).all():
+        return given
+    finite: Image = np.nan_to_num(given, nan=0.0, posinf=1.0, neginf=0.0)
     return finite
 
 

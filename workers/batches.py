@@ -2,7 +2,8 @@
 
 A ring names one job; the worker takes others with it that wait as well, STAT before routine. Each keeps its own lease
 and its own row, and is committed by itself. A batch that fails is computed again one by one, so that a study fails
-alone; one that took a worker with it is worked on alone from then on, so that it takes no other with it twice.
+alone; one that took a worker with it is worked on alone from then on, so that it takes no other with it twice. What a
+batch has found is kept by another thread while the next one is computed: commits wait for the disk and for each other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from dicom_node import queries, study
@@ -58,6 +59,14 @@ class Held:
     since: float
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the model has found in a batch, by job, and in how many seconds."""
+
+    groundings: dict[int, Grounding] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
 class Batches:
     """The batches of one process, one after the other."""
 
@@ -70,15 +79,14 @@ class Batches:
         """`is_stopping` tells whether the process is to end. `end_after` ends it if it goes on for so many seconds
         without another call: then somebody else has its jobs."""
         self._resources, self._is_stopping, self._end_after = resources, is_stopping, end_after
-        self._threads = ThreadPoolExecutor(PREPARING, "prepare")
+        self._threads, self._keeper = ThreadPoolExecutor(PREPARING, "prepare"), ThreadPoolExecutor(1, "keep")
         self._pace: float | None = None
         self._places = 0
 
     def run(self, job_id: int) -> None:
         """Ground a job that was rung for, and others that wait; raises the first bug, when all have ended."""
         load_model(self._resources)
-        job = claim(GROUND, job_id, self._resources)
-        if job is None:
+        if not self._is_free(job_id) or (job := claim(GROUND, job_id, self._resources)) is None:
             return
         self._places += 1
         if job.deaths:
@@ -88,24 +96,37 @@ class Batches:
         if bugs:
             raise bugs[0]
 
+    def _is_free(self, job_id: int) -> bool:
+        """Tell whether a job still waits: most rings are of jobs that an earlier batch took with it."""
+        with self._resources.sessions() as session:
+            return queries.is_free(session, job_id, GROUND.state, self._resources.clock())
+
     def _go_on(self, batch: list[Held]) -> list[Exception]:
         """Ground a batch, and the next ones while something waits."""
         until = time.monotonic() + GO_ON_S
-        bugs: list[Exception] = []
+        bugs = list[Exception]()
+        before, ending = list[Held](), _nothing()
         batch = self._fill(batch, self._resources.settings.model.max_wait_ms / 1000)
         while batch:
             goes_on = time.monotonic() < until and not self._is_stopping()
             following = self._take(self._size()) if goes_on else []
             try:
-                bugs += self._ground(batch)
+                try:
+                    found = self._ground(batch)
+                finally:
+                    bugs += ending.result()
+                before, ending = batch, self._keeper.submit(self._end, batch, found)
+                if not following or self._is_stopping() or _is_wanting(batch, found):
+                    bugs += ending.result()
+                    ending = _nothing()
             except queries.DATABASE_ERRORS:  # it is away for long: whoever finds it again may have them
-                self._give_back([*batch, *following])
+                self._give_back([*before, *batch, *following])
                 raise
             if self._is_stopping():
                 self._give_back(following)
                 break
             batch = self._fill(following) if goes_on else following
-        return bugs
+        return bugs + ending.result()
 
     # ---- what a batch holds ------------------------------------------------------------------------------------------
 
@@ -148,30 +169,34 @@ class Batches:
 
     # ---- what becomes of it ------------------------------------------------------------------------------------------
 
-    def _ground(self, batch: Sequence[Held]) -> list[Exception]:
-        """Ground a batch, and end each of its jobs; return the bugs."""
+    def _ground(self, batch: Sequence[Held]) -> _Found:
+        """Ground those of a batch together that are ready, if there are several."""
         self._end_after(LEASE.total_seconds() - (time.monotonic() - batch[0].since))
         ready = [one for one in batch if one.prepared.exception() is None]
-        found: dict[int, Grounding] = {}
+        if len(ready) < 2:
+            return _Found()
         began = time.monotonic()
-        if len(ready) > 1:
-            together = ground_together([one.prepared.result() for one in ready], self._resources)
-            found = dict(zip((one.job.job_id for one in ready), together or (), strict=False))
+        together = ground_together([one.prepared.result() for one in ready], self._resources)
         seconds = time.monotonic() - began
-        if found:
-            self._pace = seconds / len(found)
-        return run_each(GROUND, [(one.job, self._work(one, found, seconds)) for one in batch], self._resources)
+        if not together:
+            return _Found()
+        self._pace = seconds / len(together)
+        return _Found(dict(zip((one.job.job_id for one in ready), together, strict=True)), seconds)
 
-    def _work(self, one: Held, found: dict[int, Grounding], seconds: float) -> Work:
-        """Return the work that is left to do for a job; `found` is what the batch has found, in so many seconds."""
+    def _end(self, batch: Sequence[Held], found: _Found) -> list[Exception]:
+        """End each job of a batch; return the bugs."""
+        return run_each(GROUND, [(one.job, self._work(one, found)) for one in batch], self._resources)
+
+    def _work(self, one: Held, found: _Found) -> Work:
+        """Return the work that is left to do for a job; `found` is what its batch has found."""
 
         def work() -> Done:
             prepared = one.prepared.result()  # raises what its preparation raised
-            grounding = found.get(one.job.job_id)
+            grounding = found.groundings.get(one.job.job_id)
             if grounding is None:
                 return self._alone(one.job, prepared)
-            done = conclude(one.job, prepared, grounding, self._resources, together=len(found))
-            return replace(done, seconds=prepared.seconds + seconds)
+            done = conclude(one.job, prepared, grounding, self._resources, together=len(found.groundings))
+            return replace(done, seconds=prepared.seconds + found.seconds)
 
         return work
 
@@ -180,3 +205,15 @@ class Batches:
         done = conclude(job, prepared, ground_alone(prepared, self._resources), self._resources)
         self._pace = time.monotonic() - began
         return replace(done, seconds=prepared.seconds + self._pace)
+
+
+def _is_wanting(batch: Sequence[Held], found: _Found) -> bool:
+    """Tell whether the model is still needed for a study of a batch."""
+    return any(one.job.job_id not in found.groundings and one.prepared.exception() is None for one in batch)
+
+
+def _nothing() -> Future[list[Exception]]:
+    """Return the end of no batch."""
+    ending = Future[list[Exception]]()
+    ending.set_result([])
+    return ending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import secrets
@@ -120,6 +121,8 @@ def _give_back(resources: Resources) -> None:
 
 
 def _announce_worker(settings: Settings, queues: tuple[str, ...]) -> None:
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: results are trees that the collector looks for often enough without it
     mark_ready(settings)
     log_event(logger, "worker ready", queues=",".join(queues))
 

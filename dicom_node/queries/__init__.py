@@ -126,6 +126,7 @@ from dicom_node.queries.jobs import (
     due_receiving,
     end_job,
     fail_delivery,
+    is_free,
     is_written,
     jobs_to_ring,
     next_receiving,
@@ -134,12 +135,7 @@ from dicom_node.queries.jobs import (
     rung,
     waiting_jobs,
 )
-from dicom_node.queries.leases import (
-    free_leases,
-    give_back_jobs,
-    give_back_leases,
-    lease_tokens,
-)
+from dicom_node.queries.leases import free_leases, give_back_jobs, give_back_leases, lease_tokens
 from dicom_node.queries.notifications import (
     DISK,
     Message,
@@ -320,6 +316,7 @@ __all__ = [
     "hold_destination",
     "instances_of",
     "is_answered",
+    "is_free",
     "is_removed",
     "is_written",
     "jobs_to_ring",

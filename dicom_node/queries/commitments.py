@@ -82,6 +82,8 @@ def requests_to_ring(session: Session, now: datetime, limit: int) -> tuple[int, 
 
 def requests_rung(session: Session, request_ids: Sequence[int], again_at: datetime) -> None:
     """Note that workers were rung for these; without a claim they are due again at `again_at`."""
+    if not request_ids:
+        return
     session.execute(
         update(CommitmentRequestRow).where(CommitmentRequestRow.request_id.in_(request_ids)).values(due_at=again_at)
     )

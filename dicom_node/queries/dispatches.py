@@ -131,6 +131,8 @@ def dispatches_to_ring(session: Session, now: datetime, limit: int) -> tuple[int
 
 def dispatches_rung(session: Session, dispatch_ids: Sequence[int], now: datetime, again_at: datetime) -> None:
     """Note that workers were rung for these; without a claim they are due again at `again_at`."""
+    if not dispatch_ids:
+        return
     session.execute(
         update(DispatchRow)
         .where(DispatchRow.dispatch_id.in_(dispatch_ids), DispatchRow.due_at <= now)

@@ -1,14 +1,15 @@
 """Engines as the node needs them: durable commits, writers that wait for each other, dead connections noticed.
 
-SQLite: WAL, a sync per commit, and every transaction takes the write lock at its start, because one that reads first
-and then writes cannot wait for another writer and fails.
+SQLite: WAL, a sync per commit, and every transaction that may write takes the write lock at its start, because one that
+reads first and then writes cannot wait for another writer and fails. One that only reads waits for nobody.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,34 @@ AWAY_ERRORS = (OperationalError, InterfaceError, InternalError, PoolTimeoutError
 """What it raises while it is away, full, locked or read-only; the rest is about what it was asked."""
 
 
+ONLY_READS = "only_reads"
+"""Execution option of connections whose transactions write nothing."""
+
+
+class Sessions(sessionmaker[Session]):
+    """A factory of sessions: `with sessions() as session` reads, `with sessions.begin() as session` is a transaction.
+
+    On SQLite the former takes no lock, and what it would write is not kept; `kw["bind"]` is the engine of the latter.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self._for_reading = engine.execution_options(**{ONLY_READS: True})
+
+    def __call__(self, **options: Any) -> Session:
+        """Return a session that reads, unless it is given another `bind`."""
+        return super().__call__(**{"bind": self._for_reading} | options)
+
+    def begin(self) -> AbstractContextManager[Session]:
+        """Begin a transaction, which is committed at the end of the block."""
+        return self._begin()
+
+    @contextmanager
+    def _begin(self) -> Iterator[Session]:
+        with self(bind=self.kw["bind"]) as session, session.begin():
+            yield session
+
+
 def make_engine(url: str) -> Engine:
     """Return an engine for `url` (sqlite or postgresql+psycopg); nothing is connected yet."""
     parsed = make_url(url)
@@ -52,7 +81,7 @@ def make_engine(url: str) -> Engine:
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
     """Return the factory of sessions; `with sessions.begin() as session` is one transaction."""
-    return sessionmaker(engine, expire_on_commit=False)
+    return Sessions(engine)
 
 
 def explain(error: Exception) -> str:
@@ -97,7 +126,7 @@ def _make_sqlite(url: URL) -> Engine:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": SQLITE_PACE_S}, **ENGINE)
     event.listen(engine, "connect", _set_up_sqlite)
-    event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "begin", _begin)
     return engine
 
 
@@ -122,16 +151,29 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
             return
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock, for which `SQLITE_WAIT_S` is waited; no statement of the transaction waits afterwards."""
+def _begin(connection: Connection) -> None:
+    """Begin a transaction; what it has to wait for it waits for here, and no statement of it afterwards.
+
+    One that may write takes the write lock. One that only reads takes its view of the database, for which it waits for
+    nobody but who opens or closes that.
+    """
+    if connection.get_execution_options().get(ONLY_READS):
+        _wait_for(connection, "BEGIN")
+        _wait_for(connection, "SELECT 1 FROM sqlite_schema LIMIT 1")
+    else:
+        _wait_for(connection, "BEGIN IMMEDIATE")
+
+
+def _wait_for(connection: Connection, statement: str) -> None:
+    """Run a statement as soon as the database lets it, within `SQLITE_WAIT_S`."""
     deadline = time.monotonic() + SQLITE_WAIT_S
     driver: Any = connection.connection.driver_connection
     while time.monotonic() < deadline:
         try:
-            driver.execute("BEGIN IMMEDIATE")
+            driver.execute(statement)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                 break
         else:
             return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # which raises what SQLAlchemy makes of it
+    connection.exec_driver_sql(statement)  # which raises what SQLAlchemy makes of it

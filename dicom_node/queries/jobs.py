@@ -114,6 +114,8 @@ def jobs_to_ring(session: Session, now: datetime, limit: int) -> tuple[tuple[int
 
 def rung(session: Session, job_ids: Sequence[int], now: datetime, again_at: datetime) -> None:
     """Note that workers were rung for these jobs; without a claim they are due again at `again_at`."""
+    if not job_ids:
+        return
     session.execute(
         update(JobRow)
         .where(JobRow.job_id.in_(job_ids), JobRow.due_at <= now, JobRow.state.in_(STEP_STATES))
@@ -139,6 +141,12 @@ def claim(session: Session, job_id: int, state: State, token: str, now: datetime
     )
     row = session.execute(statement).scalar()
     return None if row is None else _facts(row)
+
+
+def is_free(session: Session, job_id: int, state: State, now: datetime) -> bool:
+    """Tell whether a job is in `state` and nobody works on it: only then a claim, which takes locks, is worth it."""
+    statement = select(JobRow.job_id).where(JobRow.job_id == job_id, JobRow.state == state, has_free_lease(JobRow, now))
+    return session.scalar(statement) is not None
 
 
 def waiting_jobs(session: Session, state: State, now: datetime, limit: int) -> tuple[WaitingJob, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from dicom_node.clock import derive_uid
 from dicom_node.header import read_text
 from dicom_node.results.values import ResultInput
-from grounding.types import Finding, ModelIdentity
+from grounding.types import Concept, Finding, ModelIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,13 @@ def _digest(findings: tuple[Finding, ...]) -> str:
             [[float(value) for value in (*scored.box.xyxy, scored.score)] for scored in finding.boxes],
             finding.localized,
             finding.negated,
-            astuple(finding.finding) if finding.finding is not None else None,
-            astuple(finding.site) if finding.site is not None else None,
+            _tell(finding.finding) if finding.finding is not None else None,
+            (_tell(finding.site.concept), finding.site.laterality) if finding.site is not None else None,
         )
         for finding in findings
     ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _tell(concept: Concept) -> tuple[str, str, str]:
+    return concept.code, concept.scheme, concept.meaning

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from highdicom import _standard_utils, base_content, content
+from highdicom import _standard_utils, base, base_content, content
+from highdicom.sr import content as sr_content
 from pydicom.dataset import Dataset
 
 from dicom_node.header import MANUFACTURER, copy_identity, read_text, read_timezone
@@ -15,7 +16,8 @@ from dicom_node.results.values import ResultInput, read_size
 
 _does_iod_have_pixel_data = functools.cache(_standard_utils.does_iod_have_pixel_data)
 base_content.does_iod_have_pixel_data = content.does_iod_have_pixel_data = _does_iod_have_pixel_data
-"""highdicom goes through all attributes of a SOP class for each reference to an image: a tenth of writing results."""
+base.is_attribute_in_iod = sr_content.is_attribute_in_iod = functools.cache(_standard_utils.is_attribute_in_iod)
+"""highdicom goes through all attributes of a SOP class for each reference to an image: a fifth of writing results."""
 
 
 def copy_for_writing(ds: Dataset) -> Dataset:

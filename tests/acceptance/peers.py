@@ -77,7 +77,7 @@ def free_port() -> int:
 
 def peer_environment() -> dict[str, str]:
     """Return the environment of a child: DCMTK and Orthanc answer 40 ms late without TCP_NODELAY."""
-    return {**os.environ, "TCP_NODELAY": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return {"OMP_NUM_THREADS": "1", **os.environ, "TCP_NODELAY": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def fetch(url: str, enter: Sequence[str] = ()) -> bytes:

@@ -97,6 +97,16 @@ def rung(rig: Rig, step: str = GROUND.name) -> list[int]:
     return numbers
 
 
+def await_grounded(rig: Rig, jobs: Sequence[int], count: int) -> list[str]:
+    """Return the states as soon as so many are GROUNDED: what a batch found is kept while the next is computed."""
+    pause = threading.Event()
+    for _ in range(1000):
+        if (found := states(rig, jobs)).count("GROUNDED") == count:
+            return found
+        pause.wait(0.01)
+    pytest.fail(f"not {count} jobs were kept meanwhile: {found}")
+
+
 def test_no_study_is_claimed_while_the_model_is_loaded(rig: Rig, grounder: ChoosyGrounder) -> None:
     """A worker that is killed then, three times over, was not killed by the study."""
     (job,) = store(rig, "a")
@@ -141,7 +151,7 @@ def test_what_waits_longest_comes_first_in_batches_of_the_size_that_is_wanted(
     jobs = store(rig, *"abcdefghij")
     rig.sweep(seconds=QUIET_S)
     ended: list[list[str]] = []
-    grounder.meanwhile = lambda: ended.append(states(rig, jobs))
+    grounder.meanwhile = lambda: ended.append(await_grounded(rig, jobs, sum(grounder.asked)))
     rig.run(GROUND.name, jobs[-1])
     assert grounder.asked == [4, 4, 2]
     # The job that was rung for is in the first batch, whatever its age.
@@ -211,6 +221,16 @@ def test_the_next_batch_is_prepared_while_one_is_computed(tmp_path: Path) -> Non
     rig.sweep(seconds=QUIET_S)
     rig.run(GROUND.name, jobs[0])
     assert (grounder.batches, states(rig, jobs)) == ([1, 1], ["GROUNDED"] * 2)
+
+
+def test_a_ring_of_a_job_that_an_earlier_batch_took_waits_for_no_writer(rig: Rig, grounder: ChoosyGrounder) -> None:
+    jobs = store(rig, "a", "b")
+    rig.sweep(seconds=QUIET_S)
+    rig.run(GROUND.name, jobs[0])
+    with rig.sessions.begin() as session:
+        session.connection()  # which holds the write lock
+        rig.run(GROUND.name, jobs[1])
+    assert grounder.asked == [2]
 
 
 def test_a_job_that_is_to_be_tried_later_waits_for_its_time(rig: Rig, grounder: ChoosyGrounder) -> None:
@@ -432,7 +452,7 @@ def test_stat_studies_come_before_routine_ones_that_wait_longer(
     rings = rung(rig)
     assert (rings[:2], sorted(rings)) == (stat, [*routine, *stat])
     ended: list[list[str]] = []
-    grounder.meanwhile = lambda: ended.append(states(rig, [*routine, *stat]))
+    grounder.meanwhile = lambda: ended.append(await_grounded(rig, [*routine, *stat], sum(grounder.asked)))
     rig.run(GROUND.name, routine[0])  # a ring of long ago
     assert ended[1] == ["GROUNDED", "COMPLETE", "COMPLETE", "GROUNDED", "COMPLETE"]
     assert ended[2] == ["GROUNDED", "GROUNDED", "COMPLETE", "GROUNDED", "GROUNDED"]

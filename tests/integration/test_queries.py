@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, insert, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from dicom_node import queries
@@ -933,6 +933,33 @@ def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
             for name in ("journal_mode", "synchronous", "foreign_keys")
         }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    engine.dispose()
+
+
+def test_who_reads_waits_for_no_writer_and_sees_what_is_committed(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/knowmvg.db")
+    sessions = queries.make_sessions(engine)
+
+    def read() -> list[int]:
+        with sessions() as session:
+            return list(session.scalars(text("SELECT value FROM filled")))
+
+    with sessions.begin() as session:
+        session.execute(text("CREATE TABLE filled (value INTEGER)"))
+    with sessions.begin() as session:
+        session.execute(text("INSERT INTO filled VALUES (1)"))
+        assert read() == []  # and not an error, after a wait for this transaction
+    assert read() == [1]
+    engine.dispose()
+
+
+def test_what_a_session_that_reads_has_written_is_not_kept(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path}/knowmvg.db")
+    sessions = queries.make_sessions(engine)
+    with sessions() as session:
+        session.execute(text("CREATE TABLE filled (value INTEGER)"))
+    with sessions() as session, pytest.raises(OperationalError, match="no such table"):
+        session.execute(text("SELECT value FROM filled"))
     engine.dispose()
 
 
