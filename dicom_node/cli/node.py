@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from typing import Annotated
@@ -51,6 +52,8 @@ def receiver(config: ConfigOption = None) -> None:
         server = start_receiver(settings, sessions, open_storage(settings), utc_now, recorder)
     except OSError as error:
         raise NodeError(_cannot_listen("receiver", settings.receiver.host, settings.receiver.port, error)) from error
+    gc.collect()
+    gc.freeze()  # pynetdicom collects every few seconds: without this for as long as fifty instances take
     mark_ready(settings)
     note_process(sessions, utc_now, "receiver", "application start")
     with reporting(Reporter(recorder, sessions, utc_now, "receiver")):
