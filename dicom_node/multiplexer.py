@@ -76,9 +76,9 @@ class Multiplexer:
         self._lent[one.number] = one
         try:
             self._epoll.register(one.number, select.EPOLLIN)
-        except OSError:
+        except (OSError, ValueError) as error:  # ValueError: it is closed, at the end
             del self._lent[one.number]
-            raise
+            raise OSError(f"the connection cannot be watched: {error}") from error
 
     def remove(self, one: Lent) -> None:
         """Read it no more; the caller holds its turn."""
@@ -146,7 +146,7 @@ class Multiplexer:
         for answer, (one, request) in zip(answers, list(self._complete.items()), strict=True):
             try:
                 one.answer(request, answer)
-                if one.is_ahead:
+                if one.is_lent and one.is_ahead:
                     self._first.append(one)
             except Exception as error:  # noqa: BLE001 - its own thread deals with it
                 one.fail(error)
@@ -158,7 +158,6 @@ class Multiplexer:
         """Return what was not answered yet to the own threads."""
         while self._complete:
             one, _ = self._complete.popitem()
-            try:
+            with contextlib.suppress(Exception):  # or the turns of the others would never end
                 one.fail(error)
-            finally:
-                one.turn.release()
+            one.turn.release()

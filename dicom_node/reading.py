@@ -96,6 +96,7 @@ class PduReader:
         self._foreign_left = 0
         self._request: StoreRequest | None = None
         self._sends_small = False
+        self._is_watchable = True
         self._is_busy = False
         self._idle_as_usual = self._dul.idle_timer_expired
         self._returned = threading.Event()
@@ -172,7 +173,7 @@ class PduReader:
             except OSError as error:
                 log_event(logger, "association read by itself", level=logging.WARNING, reason=str(error))
                 self._connection.settimeout(SEND_S)
-                self.is_lent = self._sends_small = False
+                self.is_lent, self._is_watchable = False, False
         return self.is_lent
 
     def _close(self) -> bool:
@@ -256,7 +257,7 @@ class PduReader:
 
     @property
     def _is_to_be_lent(self) -> bool:
-        return self._sends_small and self._request is None and not self.is_ahead
+        return self._sends_small and self._is_watchable and self._request is None and not self.is_ahead
 
     @property
     def is_ahead(self) -> bool:

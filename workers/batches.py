@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -114,7 +114,8 @@ class Batches:
                 try:
                     found = self._ground(batch)
                 finally:
-                    bugs += ending.result()
+                    wait([ending])  # a lost device ends the process, whatever the database says meanwhile
+                bugs += ending.result()
                 before, ending = batch, self._keeper.submit(self._end, batch, found)
                 if not following or self._is_stopping() or _is_wanting(batch, found):
                     bugs += ending.result()
@@ -181,7 +182,7 @@ class Batches:
         if not together:
             return _Found()
         self._pace = seconds / len(together)
-        return _Found(dict(zip((one.job.job_id for one in ready), together, strict=True)), seconds)
+        return _Found(dict(zip((one.job.job_id for one in ready), together, strict=False)), seconds)
 
     def _end(self, batch: Sequence[Held], found: _Found) -> list[Exception]:
         """End each job of a batch; return the bugs."""

@@ -144,7 +144,7 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if not _is_busy(error) or time.monotonic() > deadline:
                 raise
             time.sleep(SQLITE_AGAIN_S)
         else:
@@ -172,8 +172,13 @@ def _wait_for(connection: Connection, statement: str) -> None:
         try:
             driver.execute(statement)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            if not _is_busy(error):
                 break
         else:
             return
     connection.exec_driver_sql(statement)  # which raises what SQLAlchemy makes of it
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    """Tell whether another connection is in the way; the primary code is the lowest byte (SQLITE_BUSY_RECOVERY, …)."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY

@@ -19,7 +19,7 @@ from dicom_node.errors import TransientError
 from dicom_node.study import MAX_DEATHS
 from dicom_node.tables import JobRow
 from grounding.phantoms.study import make_study
-from grounding.types import Grounding, OutOfMemoryError
+from grounding.types import DeviceLostError, Grounding, OutOfMemoryError
 from tests.builders import make_cxr_dataset, make_report_dataset
 from tests.fakes import FakeGrounder
 from tests.rig import QUIET_S, Rig, make_sqlite_sessions
@@ -412,6 +412,26 @@ def test_jobs_are_given_back_where_the_database_is_away_when_they_are_to_be_kept
 @pytest.fixture(scope="module")
 def model() -> LazyGrounder:
     return LazyGrounder("default", "cpu")
+
+
+def test_a_device_that_is_lost_is_told_of_also_where_the_batch_before_could_not_be_kept(
+    rig: Rig, grounder: ChoosyGrounder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = store(rig, *"abcdef")
+    rig.sweep(seconds=QUIET_S)
+
+    def fail(*_: object) -> list[Exception]:
+        raise OperationalError("COMMIT", {}, Exception("away"))
+
+    def lose() -> None:
+        if grounder.asked:
+            raise DeviceLostError("no kernel image")
+
+    monkeypatch.setattr("workers.batches.run_each", fail)
+    grounder.meanwhile = lose
+    with pytest.raises(DeviceLostError):
+        Batches(rig.resources).run(jobs[0])
+    assert grounder.asked == [4]
 
 
 def test_a_batch_says_what_each_study_alone_is_told_and_its_results_have_the_same_uids(

@@ -283,18 +283,19 @@ def test_a_peer_that_takes_no_answer_is_answered_by_its_own_thread(
 
 
 def test_one_that_cannot_be_lent_is_read_by_its_own_thread(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[object] = []
+
     class Full:
-        def register(self, *_: object) -> None:
+        def register(self, *arguments: object) -> None:
+            tried.append(arguments)
             raise OSError(28, "no watches left")
 
     multiplexer = multiplexer_of(node)
-    with associated(node) as assoc:
-        with monkeypatch.context() as patch:
-            patch.setattr(multiplexer, "_epoll", Full())
-            assert [assoc.send_c_store(make_cxr_dataset(instance=number)).Status for number in (1, 2)] == [SUCCESS] * 2
-            assert not multiplexer._lent
-        lend(node, assoc, 3)
-    assert len(node.files()) == 3
+    with associated(node) as assoc, monkeypatch.context() as patch:
+        patch.setattr(multiplexer, "_epoll", Full())
+        assert [assoc.send_c_store(make_cxr_dataset(instance=number)).Status for number in (1, 2)] == [SUCCESS] * 2
+        assert (len(tried), multiplexer._lent) == (1, {})
+    assert len(node.files()) == 2
 
 
 def test_one_that_sends_many_pdus_in_a_row_has_its_own_thread(

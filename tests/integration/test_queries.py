@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ from dicom_node.queries import (
     make_engine,
     upgrade_schema,
 )
+from dicom_node.queries.engine import _switch_to_wal
 from dicom_node.queries.schema import SCHEMA_REVISION, make_config
 from dicom_node.storage import StoredFile
 from dicom_node.study import Complete, JobFacts, NotApplicable, State, Waiting
@@ -951,6 +953,24 @@ def test_who_reads_waits_for_no_writer_and_sees_what_is_committed(tmp_path: Path
         assert read() == []  # and not an error, after a wait for this transaction
     assert read() == [1]
     engine.dispose()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY, sqlite3.SQLITE_BUSY_SNAPSHOT])
+def test_whoever_is_in_the_way_of_a_connection_is_waited_for(code: int) -> None:
+    """Also one that recovers SQLite's log after a crash."""
+    tried: list[str] = []
+
+    class Driver:
+        def execute(self, statement: str) -> None:
+            tried.append(statement)
+            if len(tried) == 1:
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = code
+                raise error
+
+    connection: Any = Driver()
+    _switch_to_wal(connection)
+    assert tried == ["PRAGMA journal_mode=WAL"] * 2
 
 
 def test_what_a_session_that_reads_has_written_is_not_kept(tmp_path: Path) -> None:

@@ -165,5 +165,7 @@ def test_one_that_cannot_be_watched_is_not_kept(connect: Callable[[int], list[Co
     one.number = 10_000_000
     with pytest.raises(OSError, match="Bad file descriptor"):
         multiplexer.lend(one)  # type: ignore[arg-type]
-    assert not multiplexer._lent
     multiplexer.stop()
+    with pytest.raises(OSError, match="cannot be watched"):
+        multiplexer.lend(one)  # type: ignore[arg-type]
+    assert not multiplexer._lent
