@@ -70,7 +70,11 @@ def quieten(bound: Association | AssociationServer) -> None:
 
 
 class _Checkpoint(threading.Event):
-    """Where an association's thread waits, paused: while a request of ours is under way, and while there is no news."""
+    """Where an association's thread waits, paused: while a request of ours is under way, and while there is no news.
+
+    Whoever clears it, and then finds the thread paused, may ask: the thread does not go on, and takes no answer. By
+    pynetdicom 3.0 it is paused a moment longer than it waits.
+    """
 
     def __init__(self, association: Association) -> None:
         super().__init__()
@@ -96,6 +100,7 @@ class _Checkpoint(threading.Event):
                 continue
             self._news.wait(LOOK_S)
             self._news.clear()
+            self._association._is_paused = False  # before the last look: whoever clears after it finds that
             if self.is_set():
                 return True
 
