@@ -170,9 +170,12 @@ def _fitted(one: Annotation, box: XYWH, size: tuple[int, int], account: Account)
 
 
 def _extent(start: float, end: float, limit: int) -> float:
-    """The length from `start` to `end` in thousandths, such that their sum as a float does not pass `limit`."""
+    """The length from `start` to `end` in thousandths, such that their sum as a float does not pass `limit`.
+
+    It is not positive where nothing lies between them, as of a box outside the picture.
+    """
     length = round(end - start, 3)
-    while start + length > limit:
+    while length > 0 and start + length > limit:
         length = math.nextafter(length, 0)
     return _plain(length)
 

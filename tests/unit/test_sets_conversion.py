@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -114,6 +114,7 @@ def test_a_manifest_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     st.tuples(st.floats(-50, 1100), st.floats(-50, 1100), st.floats(0, 1200), st.floats(0, 1200)),
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
 )
+@example((1044.28, 0.0, 10.0, 10.0), (2013, 2013))  # outside: start and negative length add up to more than the width
 def test_a_box_is_always_one_that_a_manifest_may_hold(box: XYWH, size: tuple[int, int]) -> None:
     fitted = _fitted(annotation("a", size=(1024, 1024)), box, size, Account())
     if fitted is not None:
