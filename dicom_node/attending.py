@@ -39,6 +39,9 @@ RELEASE_ASKED = "Evt12"
 DATA_SENT, DATA_CAME = "Evt9", "Evt10"
 """Events of the state machine (PS3.8 9.2) that end nothing: their messages are waited for by who asked."""
 
+ACCEPTED = "Evt3"
+"""The event that the peer accepts the association (PS3.8 9.2)."""
+
 OURS = frozenset((DATA_SENT, "Evt11", "Evt14", "Evt15"))
 """Events that something of ours is to be sent: data, a release, its confirmation, an abort."""
 
@@ -58,7 +61,15 @@ def attend(association: Association) -> None:
     provider.stop_dul = partial(_stop, provider, bell)  # type: ignore[method-assign]
     provider.run = partial(_run, provider.run, outbox, checkpoint)  # type: ignore[method-assign]
     machine = provider.state_machine
-    machine.do_action = partial(_act, association, machine.do_action, checkpoint)  # type: ignore[method-assign]
+    machine.do_action = partial(_act, association, machine.do_action, checkpoint, _settled(association))  # type: ignore[method-assign]
+
+
+def _settled(association: Association) -> threading.Event:
+    """Return an event that is set once the association's thread has looked at its acceptance."""
+    settled = threading.Event()
+    for outcome in (evt.EVT_ESTABLISHED, evt.EVT_ABORTED):
+        association.bind(outcome, lambda _: settled.set())
+    return settled
 
 
 def quieten(bound: Association | AssociationServer) -> None:
@@ -204,7 +215,13 @@ def _run(run: Callable[[], None], outbox: _Outbox, checkpoint: _Checkpoint) -> N
         checkpoint.wake()
 
 
-def _act(association: Association, do_action: Callable[[str], None], checkpoint: _Checkpoint, event: str) -> None:
+def _act(
+    association: Association,
+    do_action: Callable[[str], None],
+    checkpoint: _Checkpoint,
+    settled: threading.Event,
+    event: str,
+) -> None:
     """Do what an event asks for; pynetdicom's thread would die of what the peer's release or abort came before."""
     provider = association.dul
     now = (event, provider.state_machine.current_state)
@@ -216,6 +233,8 @@ def _act(association: Association, do_action: Callable[[str], None], checkpoint:
         outbox.give_up()
         return
     do_action(event)
+    if event == ACCEPTED:  # a report that follows at once would be in no presentation context yet
+        settled.wait(STOP_S)
     if event == RELEASE_ASKED and not checkpoint.is_set():  # of who waits for an answer, which will not come
         association.dimse.msg_queue.put((None, None))
     if event not in (DATA_SENT, DATA_CAME):

@@ -70,9 +70,14 @@ class _Requestor(ApplicationEntity):
 
     _socket: socket.socket | None = None
 
+    def __init__(self, ae_title: str, dialogue: Dialogue) -> None:
+        super().__init__(ae_title)
+        self._dialogue = dialogue
+
     def _create_socket(self, *arguments: Any) -> AssociationSocket:
         transport = super()._create_socket(*arguments)
         attend(transport.assoc)
+        self._dialogue.bind(transport.assoc)  # before a report may come
         self._socket = transport.socket
         connect_socket = transport.connect
 
@@ -152,7 +157,8 @@ def open_association(
     SOP classes that are `apart` are proposed once for each transfer syntax: the peer does not choose one, so that what
     is kept in one of them can be sent as it is.
     """
-    ae = _Requestor(ae_title=calling_ae_title)
+    dialogue = Dialogue(peer.name)
+    ae = _Requestor(calling_ae_title, dialogue)
     ae.connection_timeout = CONNECT_TIMEOUT_S
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = ANSWER_TIMEOUT_S
     contexts = [
@@ -160,7 +166,6 @@ def open_association(
         for abstract_syntax in abstract_syntaxes
         for proposed in ([[one] for one in TRANSFER_SYNTAXES] if abstract_syntax in apart else [TRANSFER_SYNTAXES])
     ]
-    dialogue = Dialogue(peer.name)
     handlers: list[Any] = [(evt.EVT_N_EVENT_REPORT, _take_report, [on_report, dialogue])] if on_report else []
     tls = (client_context(peer.tls), peer.tls.server_name or peer.host) if peer.tls else None
     try:
@@ -173,7 +178,6 @@ def open_association(
         ae.close_socket()
         note_early_answer(association)
         raise AbsentError(_explain_no_association(peer, association))
-    dialogue.bind(association)
     try:
         yield association
     finally:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import acse
 from pynetdicom.dimse_primitives import C_FIND, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.presentation import negotiate_as_requestor
 
 from dicom_node.commitment import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicom_node.errors import TransientError
@@ -304,8 +306,18 @@ def test_an_answer_to_a_report_does_not_come_between_the_parts_of_a_request(cand
     assert sent.index(of_report.context_id) == len(sent) - 1
 
 
-def test_an_association_is_not_released_before_the_second_of_two_reports_is_answered() -> None:
+@pytest.mark.parametrize("looks_after_s", [0.0, 0.5])
+def test_an_association_is_not_released_before_the_second_of_two_reports_is_answered(
+    looks_after_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are reports lost that come before this side has looked at what was accepted."""
     answered, second = list[int](), threading.Event()
+
+    def look(*arguments: Any) -> Any:
+        time.sleep(looks_after_s)
+        return negotiate_as_requestor(*arguments)
+
+    monkeypatch.setattr(acse, "negotiate_as_requestor", look)
 
     def take(report: Dataset) -> int:
         if report.TransactionUID == "1.1":
