@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from grounding.network.decoder import DecodedBoxes
 
+UNEVEN = 1e-3
+"""What a long way costs beside its length, where slots are matched."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -100,8 +103,13 @@ def _ordered(values: Tensor, order: Tensor) -> Tensor:
 
 
 def match_slots(boxes: Tensor) -> Tensor:
-    """float32[V, N, M, 4] -> int64[V, N, M]: the slot of each view that lies where the first view's slot does."""
-    distance = (boxes[:1].unsqueeze(3) - boxes.unsqueeze(2)).abs().sum(-1).cpu().numpy()
+    """float32[V, N, M, 4] -> int64[V, N, M]: the slot of each view that lies where the first view's slot does.
+
+    The sum of distances is the same for every matching of slots that all lie to one side of the others: of these the
+    one without a long way is taken, or rounding would choose.
+    """
+    apart = (boxes[:1].unsqueeze(3).double() - boxes.unsqueeze(2).double()).abs()
+    distance = (apart + UNEVEN * apart.square()).sum(-1).cpu().numpy()
     order = torch.arange(boxes.shape[2]).expand(boxes.shape[:3]).clone()
     for view in range(1, len(boxes)):
         for phrase in range(boxes.shape[1]):

@@ -72,6 +72,15 @@ def test_slots_are_matched_phrase_by_phrase() -> None:
     assert torch.equal(shuffled[0].gather(1, order[1].unsqueeze(-1).expand(4, 3, 4)), boxes[0])
 
 
+def test_rounding_does_not_choose_among_matchings_of_one_length() -> None:
+    """Slots that all lie to one side of the others: crosswise they are as far from each other as in order."""
+    mine, theirs = [[0.1, 0.5, 0.2, 0.2], [0.2, 0.5, 0.2, 0.2]], [[0.5, 0.5, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2]]
+    noise = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        boxes = torch.tensor([[mine], [theirs]]) + 1e-6 * torch.randn(2, 1, 2, 4, generator=noise)
+        assert match_slots(boxes)[1].tolist() == [[0, 1]]
+
+
 def with_views(views: int) -> Predictor:
     return make_predictor(decision={"views": views, "presence": 0.0})
 
