@@ -51,7 +51,6 @@ FULL: dict[str, list[str]] = {
         "16",
         "32",
     ],
-    "scaling": ["--studies", "8"],
 }
 """Those that are given for the whole page; the others have none."""
 
