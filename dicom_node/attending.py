@@ -32,6 +32,7 @@ LOOK_S = 0.05
 """Between two looks at what nobody is woken for: timers, and a thread that has ended."""
 
 STOP_S = 2.0
+"""For the other thread, where one waits for it."""
 
 RELEASE_ASKED = "Evt12"
 """The event that the peer asks for the association's release (PS3.8 9.2)."""
@@ -60,8 +61,8 @@ def attend(association: Association) -> None:
     provider._is_transport_event = partial(_look, provider, provider._is_transport_event, bell)  # type: ignore[method-assign]
     provider.stop_dul = partial(_stop, provider, bell)  # type: ignore[method-assign]
     provider.run = partial(_run, provider.run, outbox, checkpoint)  # type: ignore[method-assign]
-    machine = provider.state_machine
-    machine.do_action = partial(_act, association, machine.do_action, checkpoint, _settled(association))  # type: ignore[method-assign]
+    machine, settled = provider.state_machine, _settled(association)
+    machine.do_action = partial(_act, association, machine.do_action, checkpoint, settled)  # type: ignore[method-assign]
 
 
 def _settled(association: Association) -> threading.Event:

@@ -108,8 +108,9 @@ def match_slots(boxes: Tensor) -> Tensor:
     The sum of distances is the same for every matching of slots that all lie to one side of the others: of these the
     one without a long way is taken, or rounding would choose.
     """
-    apart = (boxes[:1].unsqueeze(3).double() - boxes.unsqueeze(2).double()).abs()
-    distance = (apart + UNEVEN * apart.square()).sum(-1).cpu().numpy()
+    exact = boxes.cpu().double()  # not every device computes so
+    apart = (exact[:1].unsqueeze(3) - exact.unsqueeze(2)).abs()
+    distance = (apart + UNEVEN * apart.square()).sum(-1).numpy()
     order = torch.arange(boxes.shape[2]).expand(boxes.shape[:3]).clone()
     for view in range(1, len(boxes)):
         for phrase in range(boxes.shape[1]):
